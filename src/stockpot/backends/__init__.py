@@ -1,0 +1,1 @@
+"""Whatever generates, behind one seam."""

@@ -1,0 +1,71 @@
+"""The seam between the request path and whatever generates."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stockpot.events import Event
+from stockpot.requests import ChatRequest, CompletionRequest
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """One entry of /v1/models. `details` are facts for people (layers, encoding, bytes of KV per token)."""
+
+    id: str
+    created: int
+    owned_by: str
+    context_tokens: int
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """`ready` false means: do not send requests here; `reason` says why, for people."""
+
+    ready: bool
+    reason: str = ""
+
+
+class Backend(ABC):
+    """Generates for one or more models.
+
+    Called on the event loop only; never blocks it. Several requests run at once. Implementations hold no
+    request after its stream has ended or been closed.
+    """
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Bring the backend up; returns when requests can be served. Raises StockpotError."""
+
+    @abstractmethod
+    async def stop(self, *, drain: bool) -> None:
+        """Refuse new requests; with `drain` let running ones finish, else end them as `cancelled`."""
+
+    @abstractmethod
+    def models(self) -> tuple[ModelCard, ...]:
+        """What is served here."""
+
+    @abstractmethod
+    def generate(self, request: ChatRequest | CompletionRequest) -> AsyncIterator[Event]:
+        """The request's events, in the order `stockpot.events` states.
+
+        Raises RequestError (also UnknownModel, ContextLengthExceeded, QueueFull, ShuttingDown) before the
+        first event, and EngineFailed at any time. Closing the iterator (`aclose`) cancels the request:
+        its place in the batch is free within one step.
+        """
+
+    @abstractmethod
+    async def tokenize(self, model: str, content: str | ChatRequest, *, special: bool) -> list[int]:
+        """Token ids of a text (`special`: control tokens in it are recognised), or of a rendered chat."""
+
+    @abstractmethod
+    def health(self) -> Health:
+        """Cheap; called by probes."""
+
+    @abstractmethod
+    def cache_stats(self) -> Mapping[str, Any]:
+        """Figures of the caches behind this backend, JSON-ready, for `stockpot cache stats` and /metrics."""

@@ -1,0 +1,159 @@
+"""The one exception tree, with the HTTP status and the exit code each error has at the edge.
+
+    StockpotError                    500  exit 70
+    |-- ConfigurationError                exit 78   settings that cannot be read or do not fit together
+    |-- ModelError                        exit 65   a model file that is no usable GGUF
+    |   |-- ModelNotFound                 exit 66   no file, no such name in the hub
+    |   `-- DownloadFailed                exit 69   the network or the checksum said no
+    |-- BindingUnavailable                exit 69   no llama.cpp library that can run this model here
+    |-- BuildFailed                       exit 70   compiling the native library did not work
+    |-- AddressUnavailable                exit 71   the port is taken, or the host is not ours
+    |-- ServerUnreachable                 exit 69   a command that needs a running server found none
+    |-- EngineFailed                 503  exit 70   the engine thread stopped; restart the server
+    `-- RequestError                 400            the client can do something about it
+        |-- UnsupportedField         400            a field this server cannot honour
+        |-- ContextLengthExceeded    400
+        |-- UnknownModel             404
+        |-- DeadlineExceeded         408
+        |-- BodyTooLarge             413
+        |-- QueueFull                429            with Retry-After
+        `-- ShuttingDown             503            with Retry-After
+
+Every message is one sentence or two: what happened, with which value, and what to do next.
+`wire.errors` maps the statuses to the shapes of the providers; `cli.main` maps the exit codes.
+"""
+
+from __future__ import annotations
+
+
+class StockpotError(Exception):
+    """Root of everything Stockpot raises on purpose."""
+
+    status: int = 500
+    exit_code: int = 70
+
+
+class ConfigurationError(StockpotError):
+    """Settings that cannot be read, or values that do not fit together."""
+
+    exit_code = 78
+
+
+class ModelError(StockpotError):
+    """A model file that exists and cannot be used: not GGUF, truncated, unknown architecture."""
+
+    exit_code = 65
+
+
+class ModelNotFound(ModelError):
+    """No model file at the given path or name."""
+
+    exit_code = 66
+
+
+class DownloadFailed(ModelError):
+    """A download that did not complete or whose checksum differs."""
+
+    exit_code = 69
+
+
+class BindingUnavailable(StockpotError):
+    """No llama.cpp library on this machine can run the model."""
+
+    exit_code = 69
+
+
+class BuildFailed(StockpotError):
+    """Compiling the native library failed; the message names the log."""
+
+    exit_code = 70
+
+
+class AddressUnavailable(StockpotError):
+    """The address to listen on is taken or not ours."""
+
+    exit_code = 71
+
+
+class ServerUnreachable(StockpotError):
+    """A command needs a running server and found none at the given address."""
+
+    exit_code = 69
+
+
+class EngineFailed(StockpotError):
+    """The engine thread has stopped after a failure of the driver."""
+
+    status = 503
+    exit_code = 70
+
+
+class RequestError(StockpotError):
+    """A request that cannot be served as it is.
+
+    `param` is the path of the field at fault (`messages[2].content`), `code` a stable word for programs,
+    `retry_after_s` how long a client should wait before it tries again, where that may help.
+    """
+
+    status = 400
+    code: str = "invalid_request"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code or type(self).code
+        self.retry_after_s = retry_after_s
+
+
+class UnsupportedField(RequestError):
+    """A field of the wire format that this server cannot honour (rule: never accepted and ignored)."""
+
+    code = "unsupported_field"
+
+
+class ContextLengthExceeded(RequestError):
+    """The prompt does not fit the context; the message carries both numbers."""
+
+    code = "context_length_exceeded"
+
+
+class UnknownModel(RequestError):
+    """The model named in the request is not served here."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class DeadlineExceeded(RequestError):
+    """The request's deadline passed before its answer was complete."""
+
+    status = 408
+    code = "deadline_exceeded"
+
+
+class BodyTooLarge(RequestError):
+    """The request body is larger than the server reads."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class QueueFull(RequestError):
+    """The waiting queue is at its bound."""
+
+    status = 429
+    code = "queue_full"
+
+
+class ShuttingDown(RequestError):
+    """The server finishes what it has and takes nothing new."""
+
+    status = 503
+    code = "shutting_down"

@@ -1,0 +1,110 @@
+"""What comes back up from a backend: a stream of frozen events, one order for every backend.
+
+    Queued  Started  (Delta* Finished) per choice, interleaved  Completed
+
+`Queued` comes as soon as the request is accepted, so errors in the request itself are raised before any
+event. `Completed` comes exactly once, last, whatever the outcome. Observers (metrics, ledger) read the
+same events; nothing below the backend knows of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
+"""stop: an end-of-generation token, a stop string, or a complete constrained output. length: `max_tokens`
+or the context. The others end a stream early; `error` carries its reason in `Finished.detail`."""
+
+CacheTier = Literal["context", "ram"]
+"""Where cached prompt tokens came from: cells another request holds, or blocks of the RAM tier."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The request is valid and waits; `position` requests stand before it."""
+
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request has its place in the batch. `cached_tokens` by tier were not computed for it;
+    the rest of `prompt_tokens` is prefilled."""
+
+    prompt_tokens: int
+    cached_tokens: Mapping[CacheTier, int]
+    queue_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token, its bytes (a token may hold part of a character) and its natural-log probability."""
+
+    token_id: int
+    data: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDetail:
+    """The chosen token and the likeliest alternatives at its place, best first."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Newly generated text of one choice. `text` may be empty while a character or a possible stop
+    string is incomplete. `token_ids` are the tokens generated since the previous delta of this choice;
+    `details` has one entry for each where log probabilities were asked for."""
+
+    choice: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    details: tuple[TokenDetail, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A choice is complete."""
+
+    choice: int
+    reason: FinishReason
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens, counted to the token. `cached_tokens` is by tier and at most `prompt_tokens - 1`:
+    the last prompt token is always computed, its logits give the first answer token."""
+
+    prompt_tokens: int
+    cached_tokens: Mapping[CacheTier, int]
+    completion_tokens: int
+
+    @property
+    def cached_total(self) -> int:
+        return sum(self.cached_tokens.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds, on one monotonic clock, from arrival. `ttft_s` is None where no token came."""
+
+    queue_s: float
+    ttft_s: float | None
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The request is over and holds nothing any more."""
+
+    usage: Usage
+    timings: Timings
+
+
+Event = Queued | Started | Delta | Finished | Completed

@@ -1,0 +1,1 @@
+"""KV blocks: identity, prefix tree, tiers."""

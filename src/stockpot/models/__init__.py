@@ -1,0 +1,1 @@
+"""Model files: where from, what is in them, which encoding."""

@@ -1,0 +1,1 @@
+"""HTTP: shapes in, shapes out, no policy."""
