@@ -1,0 +1,239 @@
+"""The backend in this process: conversations become tokens here, the engine's events come back here.
+
+The event loop never waits for the engine: commands are queued, a step's events arrive in one call per step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from stockpot.backends.backend import Backend, Health, ModelCard
+from stockpot.clock import Clock, SystemClock
+from stockpot.engine.chat_template import ChatTemplate
+from stockpot.engine.constraint import ConstraintFactory
+from stockpot.engine.control_tokens import control_spellings
+from stockpot.engine.core import EngineLimits
+from stockpot.engine.driver import Driver
+from stockpot.engine.engine import Engine
+from stockpot.engine.reports import EngineStats, Observer
+from stockpot.engine.sequence import Task
+from stockpot.errors import DeadlineExceeded, RequestError, UnknownModel
+from stockpot.events import Completed, Delta, Event, Finished, Started
+from stockpot.requests import ChatRequest, CompletionRequest
+
+_INLINE_CHARACTERS = 2_000
+"""Shorter prompts are tokenised on the event loop (well below a millisecond), longer ones in a thread."""
+
+_CONTENT_LIMIT_FACTOR = 64
+"""A text of more characters than this per token of context cannot fit (the longest tokens are a few dozen
+characters), so it is refused without the cost of tokenising it."""
+
+
+class EmbeddedBackend(Backend):
+    """One model on one engine.
+
+    `close` frees the driver. `served_name` is the model's id in /v1/models; `details` are shown there too.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        limits: EngineLimits,
+        *,
+        served_name: str,
+        details: Mapping[str, Any] | None = None,
+        observers: Iterable[Observer] = (),
+        clock: Clock | None = None,
+    ) -> None:
+        self._driver = driver
+        self._limits = limits
+        self._served_name = served_name
+        self._details = dict(details or {})
+        self._observers = observers
+        self._clock = clock or SystemClock()
+        vocabulary = driver.vocabulary
+        spelling = _speller(driver)
+        self._template = ChatTemplate(
+            driver.facts.chat_template,
+            begin=spelling(vocabulary.begin_token),
+            end=spelling(vocabulary.end_token),
+            clock=self._clock,
+            control_spellings=tuple(control_spellings(vocabulary).values()),
+        )
+        self._constraints = ConstraintFactory(vocabulary)
+        self._created = int(time.time())
+        self._inboxes: dict[Task, asyncio.Queue[Event]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._engine: Engine | None = None
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._engine = Engine(
+            self._driver, self._limits, sink=self._sink, observers=self._observers, clock=self._clock
+        )
+        self._engine.start()
+
+    async def stop(self, *, drain: bool) -> None:
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.stop, drain=drain)
+
+    def close(self) -> None:
+        """Free the model. Only after `stop`."""
+        self._driver.close()
+
+    def models(self) -> tuple[ModelCard, ...]:
+        context = self._running_engine.max_request_tokens if self._engine else self._driver.cells
+        return (ModelCard(self._served_name, self._created, "stockpot", context, self._details),)
+
+    async def generate(self, request: ChatRequest | CompletionRequest) -> AsyncGenerator[Event]:
+        engine = self._running_engine
+        wanted = request.generation
+        self._check_model(wanted.model)
+        prompt = np.array(await self._encode(request), np.int32)
+        constraint = None
+        if wanted.output_format.kind != "text":
+            constraint = await asyncio.to_thread(self._constraints.compile, wanted.output_format)
+        task = engine.submit(prompt, wanted, constraint)
+        inbox: asyncio.Queue[Event] = asyncio.Queue()  # bounded by max_tokens: a delta a token
+        # Registered in the same turn of the loop as the submission: its events are handed out in later ones.
+        self._inboxes[task] = inbox
+        answered = completed = False
+        try:
+            while not completed:
+                event = await inbox.get()
+                if isinstance(event, Finished) and event.reason == "deadline" and not answered:
+                    raise DeadlineExceeded(
+                        f"The deadline of {wanted.deadline_s:g} s passed before the first token. "
+                        "Allow more time, or try again when the server is less busy."
+                    )
+                answered = answered or isinstance(event, Delta)
+                completed = isinstance(event, Completed)
+                yield event
+                if isinstance(event, Started) and isinstance(request, CompletionRequest) and request.echo:
+                    text = self._prompt_text(request)
+                    for choice in range(wanted.choices):
+                        yield Delta(choice, text)
+        finally:
+            del self._inboxes[task]
+            if not completed:
+                engine.cancel(task)
+
+    async def tokenize(self, model: str, content: str | ChatRequest, *, special: bool) -> list[int]:
+        self._check_model(model)
+        if isinstance(content, str):
+            return await self._in_thread_if_long(
+                len(content),
+                lambda: self._driver.vocabulary.encode(content, special=special, add_begin=special),
+            )
+        return await self._encode(content)
+
+    def health(self) -> Health:
+        if self._engine is None:
+            return Health(False, "the model is being loaded")
+        if self._engine.state == "running":
+            return Health(True)
+        return Health(False, self._engine.failure or f"the engine is {self._engine.state}")
+
+    def engine_stats(self) -> EngineStats:
+        """A snapshot of the engine's counts."""
+        return self._running_engine.stats()
+
+    def cache_stats(self) -> Mapping[str, Any]:
+        stats = self.engine_stats()
+        return {
+            **asdict(stats),
+            "hit_ratio": stats.hit_ratio,
+            "block_tokens": self._limits.block_tokens,
+            "cache_enabled": self._limits.cache_enabled,
+            "model": self._served_name,
+            "kv_bytes_used": stats.cells_used * stats.kv_bytes_per_token,
+        }
+
+    @property
+    def _running_engine(self) -> Engine:
+        if self._engine is None:
+            raise RuntimeError("the backend is used before it was started")
+        return self._engine
+
+    def _check_model(self, model: str) -> None:
+        if model != self._served_name:
+            raise UnknownModel(
+                f"The model {model!r} is not served here; this server has {self._served_name!r}.",
+                param="model",
+            )
+
+    async def _encode(self, request: ChatRequest | CompletionRequest) -> list[int]:
+        """The prompt's token ids."""
+        if isinstance(request, ChatRequest):
+            size = sum(len(message.content) for message in request.messages)
+            self._check_size(size, "messages")
+            return await self._in_thread_if_long(size, lambda: self._encode_chat(request))
+        prompt = request.prompt
+        if isinstance(prompt, str):
+            self._check_size(len(prompt), "prompt")
+            return await self._in_thread_if_long(
+                len(prompt), lambda: self._driver.vocabulary.encode(prompt, special=True, add_begin=True)
+            )
+        return self._checked_tokens(prompt)
+
+    def _encode_chat(self, request: ChatRequest) -> list[int]:
+        parts = self._template.render_parts(request.messages, request.template_arguments)
+        tokens: list[int] = []
+        for part in parts:
+            tokens += self._driver.vocabulary.encode(part.text, special=not part.literal)
+        return tokens
+
+    def _prompt_text(self, request: CompletionRequest) -> str:
+        if isinstance(request.prompt, str):
+            return request.prompt
+        piece = self._driver.vocabulary.piece
+        return b"".join(piece(token, special=True) for token in request.prompt).decode(errors="replace")
+
+    def _check_size(self, characters: int, param: str) -> None:
+        limit = self._running_engine.max_request_tokens
+        if characters > limit * _CONTENT_LIMIT_FACTOR:
+            raise RequestError(
+                f"The prompt has {characters} characters, far more than the {limit} tokens of this context "
+                "can hold. Shorten it.",
+                param=param,
+                code="context_length_exceeded",
+            )
+
+    def _checked_tokens(self, tokens: Sequence[int]) -> list[int]:
+        size = self._driver.vocabulary.size
+        for place, token in enumerate(tokens):
+            if not 0 <= token < size:
+                raise RequestError(
+                    f"prompt[{place}] is {token}; this model's token ids are 0 to {size - 1}.",
+                    param=f"prompt[{place}]",
+                )
+        return list(tokens)
+
+    @staticmethod
+    async def _in_thread_if_long(characters: int, encode: Callable[[], list[int]]) -> list[int]:
+        return encode() if characters < _INLINE_CHARACTERS else await asyncio.to_thread(encode)
+
+    def _sink(self, events: list[tuple[Task, Event]]) -> None:
+        """From the engine's thread (or ours, for `Queued`) to the loop, one call a step."""
+        if self._loop is None or self._loop.is_closed():
+            return
+        self._loop.call_soon_threadsafe(self._hand_out, events)
+
+    def _hand_out(self, events: list[tuple[Task, Event]]) -> None:
+        for task, event in events:
+            inbox = self._inboxes.get(task)
+            if inbox is not None:
+                inbox.put_nowait(event)
+
+
+def _speller(driver: Driver) -> Callable[[int | None], str]:
+    def spell(token: int | None) -> str:
+        return "" if token is None else driver.vocabulary.piece(token, special=True).decode(errors="replace")
+
+    return spell
