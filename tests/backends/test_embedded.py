@@ -27,9 +27,9 @@ from stockpot.requests import ChatRequest, CompletionRequest, Generation, Messag
 pytestmark = pytest.mark.anyio
 
 
-def backend_of(driver: FakeDriver | None = None, **limits: int) -> EmbeddedBackend:
+def backend_of(driver: FakeDriver | None = None, **limits: Any) -> EmbeddedBackend:
     driver = driver or FakeDriver()
-    return EmbeddedBackend(driver, EngineLimits(**{"block_tokens": 8, **limits}), served_name="fake")
+    return EmbeddedBackend(driver, replace(EngineLimits(block_tokens=8), **limits), served_name="fake")
 
 
 def generation(**values: Any) -> Generation:

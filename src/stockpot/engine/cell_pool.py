@@ -78,15 +78,6 @@ class CellPool:
         self.used -= freed
         return freed
 
-    def own_cells(self, sequence: int) -> int:
-        """Cells that would become free if the sequence left."""
-        segment = self._tips.get(sequence)
-        own = 0
-        while segment is not None and segment.holders == 1:
-            own += segment.end - segment.start
-            segment = segment.parent
-        return own
-
     def check_integrity(self) -> None:
         """Raise AssertionError where counts do not follow from the segments that sequences stand on."""
         holders: dict[int, int] = {}

@@ -104,7 +104,8 @@ class EngineCore:
         for sequence in task.sequences:
             if sequence.phase is not Phase.DONE:
                 self._finish(sequence, reason, detail)
-                self._scheduler.remove(sequence, keep=True)
+                self._scheduler.retire(sequence)
+                self._residency.leave(sequence)
         self._settle(task)
 
     def expire(self) -> None:
@@ -147,11 +148,12 @@ class EngineCore:
         finished, gaps = self._choose(logits, [each.sequence for each in work if each.last])
         ended_s = self._clock.monotonic()
         self._steps += 1
-        self.flush()  # clients first: leaving the context may take milliseconds
         for sequence in finished:
-            self._scheduler.remove(sequence, keep=True)
+            self._scheduler.retire(sequence)
             self._settle(sequence.task)
-        self.flush()
+        self.flush()  # clients first: leaving the context takes milliseconds
+        for sequence in finished:
+            self._residency.leave(sequence)
         self._tell(
             StepReport(
                 decode_tokens=decode_tokens,

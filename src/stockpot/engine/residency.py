@@ -95,35 +95,28 @@ class Residency:
                 reused["ram"] = imported
         return reused
 
-    def leave(self, sequence: Sequence, *, keep: bool = True) -> None:
-        """Take the sequence out of the context; with `keep` what it computed goes to the store."""
-        if sequence.slot is None:
-            return
-        if keep and self.store is not None:
+    def leave(self, sequence: Sequence) -> None:
+        """Take the sequence out of the context, what it computed into the store, and give up what was
+        pinned for it."""
+        if sequence.slot is not None:
             self.save(sequence)
-        self._driver.cut(sequence.slot)
-        self.pool.release(sequence.slot)
-        self._free_slots.append(sequence.slot)
-        sequence.slot = None
-        sequence.computed = 0
+            self._driver.cut(sequence.slot)
+            self.pool.release(sequence.slot)
+            self._free_slots.append(sequence.slot)
+            sequence.slot = None
+            sequence.computed = 0
         if self.store is not None:
             self.store.unpin(sequence.pin)
         sequence.pin = None
 
     def park(self, sequence: Sequence) -> None:
-        """Take a preempted sequence out of the context; its KV stays pinned in the store until it returns
-        or is given up (`forget`)."""
+        """Take a preempted sequence out of the context; its KV stays pinned in the store until it is
+        admitted again or leaves for good."""
         sequence.phase = Phase.WAITING
         key = sequence.computed_key()
         self.leave(sequence)
         if self.store is not None:
             sequence.pin = self.store.pin(self.store.match(key))
-
-    def forget(self, sequence: Sequence) -> None:
-        """Give up a sequence that waits: what was pinned for it may go."""
-        if self.store is not None:
-            self.store.unpin(sequence.pin)
-        sequence.pin = None
 
     def save(self, sequence: Sequence) -> None:
         """Export what the sequence computed and the store lacks."""

@@ -68,14 +68,12 @@ class Scheduler:
         """Queue a new sequence."""
         self.waiting.append(sequence)
 
-    def remove(self, sequence: Sequence, *, keep: bool) -> None:
-        """Take a sequence out for good, wherever it stands; `keep` its KV in the store."""
+    def retire(self, sequence: Sequence) -> None:
+        """Take a sequence out of queue and batch for good. The caller lets it leave the context."""
         if sequence.phase is Phase.RUNNING:
             self.running.remove(sequence)
-            self._residency.leave(sequence, keep=keep)
         elif sequence.phase is Phase.WAITING:
             self.waiting.remove(sequence)
-            self._residency.forget(sequence)
         sequence.join = None
         sequence.phase = Phase.DONE
 
