@@ -125,6 +125,11 @@ class EngineCore:
             self._settle(task)
         self.flush()
 
+    def preempt_one(self) -> None:
+        """Take the sequence admitted last out of the batch, as pressure would; it goes on later."""
+        if self._scheduler.running:
+            self._scheduler.preempt()
+
     def clear_cache(self) -> None:
         """Drop every block of the store that no request stands on."""
         if self._residency.store is not None:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from stockpot.engine.cell_map import CellMap
 from stockpot.engine.driver import Batch, Driver, DriverFailure, ModelFacts, OutOfCells, Span, Vocabulary
 from stockpot.engine.driver_guard import SequenceGuard
 
@@ -111,8 +112,7 @@ class FakeDriver(Driver):
         self._one_run = one_run
         self._token_cost_s = token_cost_s
         self._content = np.zeros(cells, dtype=_CELL)
-        self._holders = np.zeros(cells, dtype=np.int32)
-        self._held = [np.zeros(0, dtype=np.int64) for _ in range(max_sequences)]
+        self._map = CellMap(cells=cells, sequences=max_sequences)
         self._guard = SequenceGuard(
             max_sequences=max_sequences,
             max_batch_tokens=max_batch_tokens,
@@ -153,10 +153,8 @@ class FakeDriver(Driver):
             self._content[place] = (position, value)
             if wanted:
                 outputs.append(_mix(states[sequence]))
-        self._holders[places] = 1
         for sequence in states:
-            mine = places[np.flatnonzero(batch.sequences == sequence)]
-            self._held[sequence] = np.concatenate((self._held[sequence], mine))
+            self._map.append(sequence, places[np.flatnonzero(batch.sequences == sequence)])
         self._guard.grow(growth)
         self.decoded_tokens += len(batch.tokens)
         return self._logits(np.array(outputs, dtype=np.uint64))
@@ -164,16 +162,13 @@ class FakeDriver(Driver):
     def copy(self, source: int, target: int, span: Span) -> None:
         self._check_alive()
         self._guard.check_copy(source, target, span)
-        shared = self._held[source][span.start : span.end]
-        self._holders[shared] += 1
-        self._held[target] = np.concatenate((self._held[target], shared))
+        self._map.share(source, target, span)
         self._guard.hold(target, span.end)
 
     def cut(self, sequence: int, start: int = 0) -> None:
         self._check_alive()
         self._guard.check_cut(sequence, start)
-        self._holders[self._held[sequence][start:]] -= 1
-        self._held[sequence] = self._held[sequence][:start].copy()
+        self._map.cut(sequence, start)
         self._guard.cut(sequence, start)
 
     def export_spans(self, sequence: int, spans: Sequence[Span]) -> list[bytes]:
@@ -181,7 +176,7 @@ class FakeDriver(Driver):
         self._guard.check_export(sequence, spans)
         blocks: list[bytes] = []
         for span in spans:
-            content = self._content[self._held[sequence][span.start : span.end]]
+            content = self._content[self._map.held(sequence)[span.start : span.end]]
             header = _HEADER.pack(_LAYOUT.encode(), span.start, len(content))
             blocks.append(header + content.tobytes())
             self.exported_tokens += len(content)
@@ -198,23 +193,23 @@ class FakeDriver(Driver):
         content = whole[span.start - first : span.end - first]
         places = self._find_free(len(content))
         self._content[places] = content
-        self._holders[places] = 1
-        self._held[sequence] = np.concatenate((self._held[sequence], places))
+        self._map.append(sequence, places)
         self._guard.hold(sequence, span.end)
         self.imported_tokens += len(content)
 
     def used_cells(self) -> int:
-        return int(np.count_nonzero(self._holders))
+        return self._map.used()
 
     def defragment(self) -> None:
         self._check_alive()
-        used = np.flatnonzero(self._holders)
-        moved = np.zeros(self.cells, dtype=np.int64)
-        moved[used] = np.arange(len(used))
-        self._held = [moved[held] for held in self._held]
-        for array in (self._content, self._holders):
-            array[: len(used)] = array[used]
-        self._holders[len(used) :] = 0
+        groups = list(self._map.groups_above(self._map.first_hole()))
+        lifted = [self._content[self._map.held(g.holders[0])[g.span.start : g.span.end]] for g in groups]
+        for group in groups:
+            self._map.lift(group)
+        for group, content in zip(groups, lifted, strict=True):
+            places = self._find_free(len(content))
+            self._content[places] = content
+            self._map.land(group, places)
 
     def clear(self) -> None:
         self._check_alive()
@@ -230,19 +225,17 @@ class FakeDriver(Driver):
 
     def _state(self, sequence: int) -> int:
         """What the sequence holds, in one number."""
-        return int(np.bitwise_xor.reduce(self._content["value"][self._held[sequence]]))
+        return int(np.bitwise_xor.reduce(self._content["value"][self._map.held(sequence)]))
 
     def _find_free(self, count: int) -> NDArray[np.int64]:
         """Cells for `count` tokens, lowest first; one run where the fake was told so."""
-        free = np.flatnonzero(self._holders == 0)
-        if len(free) < count:
-            raise OutOfCells(f"{count} cells are needed and {len(free)} of {self.cells} are free.")
-        if not self._one_run:
-            return free[:count]
-        starts = np.flatnonzero(free[count - 1 :] - free[: len(free) - count + 1] == count - 1)
-        if not len(starts):
-            raise OutOfCells(f"{count} cells are needed in one run; {len(free)} are free, but scattered.")
-        return free[starts[0] : starts[0] + count]
+        places = self._map.lowest_run(count) if self._one_run else self._map.lowest(count)
+        if places is None:
+            free = self.cells - self._map.used()
+            raise OutOfCells(
+                f"{count} cells are needed{' in one run' * self._one_run}; {free} of {self.cells} are free."
+            )
+        return places
 
     def _parse(self, block: Span, data: bytes) -> NDArray[np.void]:
         length = block.end - block.start

@@ -1,1 +1,1 @@
-"""Observers of events: metrics."""
+"""What the outside sees of the inside: metrics and logs. The core imports none of it."""

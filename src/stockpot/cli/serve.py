@@ -1,0 +1,161 @@
+"""`stockpot serve`: the model behind an HTTP API."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from stockpot.runtime import Runtime
+    from stockpot.settings import Settings
+    from stockpot.telemetry.logs import LogLevel
+
+_SWITCH_INTERVAL_S = 0.0005
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command()
+    def serve(
+        *,
+        host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+        port: Annotated[
+            int | None, typer.Option(min=0, max=65535, help="Port; 0 takes any free one. [default: 8000]")
+        ] = None,
+        model: Annotated[
+            str | None,
+            typer.Option(help="A name, a path to a .gguf, or hf:org/repo:file.gguf (see 'stockpot models')."),
+        ] = None,
+        config: Annotated[
+            Path | None, typer.Option(help="Settings as TOML. [default: ./stockpot.toml where it exists]")
+        ] = None,
+        context_tokens: Annotated[
+            int | None,
+            typer.Option(min=256, help="Tokens the context holds, shared by all requests. [default: 16384]"),
+        ] = None,
+        ram_gib: Annotated[
+            float | None,
+            typer.Option(
+                min=0,
+                help="RAM for prefixes that may come back. [default: a quarter of free memory, 4 at most]",
+            ),
+        ] = None,
+        cache: Annotated[
+            bool | None,
+            typer.Option(
+                "--cache/--no-cache", help="Reuse prefixes; without, every prompt is computed whole."
+            ),
+        ] = None,
+        log_level: Annotated[
+            str, typer.Option(help="debug, info, warning or error; debug has a line for each request.")
+        ] = "info",
+    ) -> None:
+        """Serve a model over HTTP: OpenAI's API under /v1, metrics at /metrics.
+
+        The first start fetches the default model and finds the best encoding for this machine. What
+        conversations and requests have in common is computed once; see 'stockpot cache stats'.
+
+        Stop with Ctrl-C or SIGTERM: running requests finish first. A second one stops at once.
+
+        Settings come from the TOML file, then from STOCKPOT_<SECTION>__<NAME> in the environment, then from
+        these options.
+        """
+        from stockpot.settings import load_settings
+
+        overrides = _sections(
+            server={"host": host, "port": port},
+            model={"source": model},
+            engine={"context_tokens": context_tokens},
+            cache={"enabled": cache, "ram_bytes": None if ram_gib is None else int(ram_gib * 2**30)},
+        )
+        _serve(load_settings(config, **overrides), _log_level(log_level))
+
+
+def _sections(**sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options that were given, by section of the settings."""
+    given = {
+        name: {key: value for key, value in section.items() if value is not None}
+        for name, section in sections.items()
+    }
+    return {name: section for name, section in given.items() if section}
+
+
+def _log_level(name: str) -> LogLevel:
+    match name.lower():
+        case "debug" | "info" | "warning" | "error" as level:
+            return level
+        case _:
+            raise typer.BadParameter(
+                f"{name!r} is none of debug, info, warning, error", param_hint="--log-level"
+            )
+
+
+def _serve(settings: Settings, log_level: LogLevel) -> None:
+    """Listen, load, serve, drain."""
+    import uvloop
+    from rich.console import Console
+
+    from stockpot.cli.progress import terminal_progress
+    from stockpot.runtime import open_runtime
+    from stockpot.telemetry.logs import configure_logging
+    from stockpot.wire.server import listen
+
+    configure_logging(log_level)
+    # After each decode the engine's thread must have the interpreter back quickly; Python's default lets the
+    # event loop keep it for 5 ms, several times a decode step of a small model. Concerns the whole process,
+    # so it is set here and nowhere in the library.
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    console = Console()
+    with listen(settings.server.host, settings.server.port) as listener:
+        with terminal_progress(Console(stderr=True)) as progress:
+            runtime = open_runtime(settings, progress=progress)
+        uvloop.run(_run(runtime, settings, listener, console))
+
+
+async def _run(runtime: Runtime, settings: Settings, listener: socket.socket, console: Console) -> None:
+    """Start the backend, serve until a signal, stop the backend."""
+    from stockpot.telemetry.metrics import Metrics
+    from stockpot.wire.app import create_app
+    from stockpot.wire.server import Server
+
+    metrics = Metrics(runtime.engine_stats)
+    runtime.observers.append(metrics)
+    backend = runtime.backend
+    await backend.start()
+    try:
+        server = Server(create_app(backend, settings, metrics), backend, drain_s=settings.server.drain_s)
+        _print_banner(runtime, settings.server.host, listener.getsockname()[1], console)
+        await server.serve([listener])
+    finally:
+        # Idempotent: after a drain there is nothing left to end.
+        await backend.stop(drain=False)
+    console.print("Stopped.")
+
+
+def _print_banner(runtime: Runtime, host: str, port: int, console: Console) -> None:
+    """Address, facts, and a first request to copy. The fact `hint` is a sentence and comes last."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown_host = f"[{host}]" if ":" in host else host
+    url = f"http://{shown_host}:{port}"
+    facts = dict(runtime.banner_facts())
+    hint = facts.pop("hint", None)
+    table = Table.grid(padding=(0, 2))
+    for name, value in {"url": f"{url}/v1", **facts}.items():
+        table.add_row(Text(name, style="dim"), Text(value))
+    console.print(Text("Stockpot is ready.", style="bold green"))
+    console.print(table)
+    model = runtime.backend.models()[0].id
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    example = f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+    console.print(Text("try: " + example), soft_wrap=True)
+    if hint:
+        console.print(Text(hint, style="yellow"), soft_wrap=True)

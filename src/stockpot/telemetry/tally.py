@@ -1,0 +1,62 @@
+"""Numbers that are written on a hot path and read at a scrape.
+
+Each has one writing thread, so nothing is locked; a scrape in the middle of a write may see a count without
+its sum, which the next scrape puts right. prometheus_client's own histograms lock and look up labels for
+every value: several microseconds a step for each stream in the batch.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+
+class Histogram:
+    """Counts of values at most as large as each bound, and their sum. Bounds ascend."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(self._bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    @property
+    def sum(self) -> float:
+        """All values added up."""
+        return self._sum
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative counts by upper bound, the last `+Inf`, as Prometheus wants them."""
+        cumulative = 0
+        buckets: list[tuple[str, float]] = []
+        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
+            cumulative += count
+            buckets.append((bound, float(cumulative)))
+        return buckets
+
+
+class Counts:
+    """Totals by label values. Beyond `limit` combinations everything new is counted as `other`: labels come
+    from codes in the program, and the bound holds even where one of them turns out to come from outside."""
+
+    __slots__ = ("_limit", "_totals")
+
+    def __init__(self, limit: int = 64) -> None:
+        self._limit = limit
+        self._totals: dict[tuple[str, ...], float] = {}
+
+    def add(self, *labels: str, by: float = 1) -> None:
+        """Add to the total of these label values."""
+        if labels not in self._totals and len(self._totals) >= self._limit:
+            labels = ("other",) * len(labels)
+        self._totals[labels] = self._totals.get(labels, 0) + by
+
+    def totals(self) -> list[tuple[tuple[str, ...], float]]:
+        """A copy, for a reader on another thread."""
+        return list(self._totals.copy().items())

@@ -1,0 +1,45 @@
+"""The HTTP application: routes, error mapping and the edge, put together."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from stockpot import __version__
+from stockpot.backends.backend import Backend
+from stockpot.clock import Clock, SystemClock
+from stockpot.errors import StockpotError
+from stockpot.settings import Settings
+from stockpot.telemetry.metrics import Metrics
+from stockpot.wire import routes_generation, routes_models, routes_operation
+from stockpot.wire.edge import Edge
+from stockpot.wire.errors import on_http_exception, on_stockpot_error
+from stockpot.wire.service import Service
+
+
+def create_app(
+    backend: Backend, settings: Settings, metrics: Metrics, *, clock: Clock | None = None
+) -> FastAPI:
+    """The application over a backend that somebody else starts and stops."""
+    clock = clock or SystemClock()
+    service = Service(backend, settings, metrics, clock)
+    # Bodies are read and checked by `body`, not declared to FastAPI, so a generated OpenAPI document would be
+    # wrong: there is none.
+    app = FastAPI(
+        title="Stockpot", version=__version__, openapi_url=None, docs_url=None, redirect_slashes=False
+    )
+    for part in (routes_generation, routes_models, routes_operation):
+        app.include_router(part.router(service))
+    app.add_exception_handler(StockpotError, on_stockpot_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_middleware(Edge, metrics=metrics, clock=clock)
+    return app
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    """The client went away while it sent its body: whatever is answered, nobody reads it."""
+    del request, error
+    return Response(status_code=400)

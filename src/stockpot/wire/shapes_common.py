@@ -1,0 +1,75 @@
+"""What the request bodies of chat and plain completions have in common, strictly typed.
+
+Names and ranges are those of the OpenAI API; `top_k`, `min_p`, `repetition_penalty` and `ignore_eos` are
+the extensions vLLM and llama-server know under the same names, `timeout` is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+_TOKEN_COUNT_MAX = 2**31 - 1
+_LOGIT_BIAS_ENTRIES_MAX = 4096
+
+
+class Shape(BaseModel):
+    """Strict: no string becomes a number, no number a boolean; no field that is not declared."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class StreamOptions(Shape):
+    """`include_usage`: a last chunk with `usage` comes before `[DONE]`."""
+
+    include_usage: bool | None = None
+
+
+class GenerationShape(Shape):
+    """Fields of both kinds of completion. None stands for left out."""
+
+    model: str = Field(min_length=1, max_length=512)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, le=_TOKEN_COUNT_MAX)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    logit_bias: dict[int, float] | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    stop: list[Annotated[str, Field(min_length=1, max_length=1024)]] | None = Field(
+        default=None, max_length=16
+    )
+    max_tokens: int | None = Field(default=None, ge=1, le=_TOKEN_COUNT_MAX)
+    n: int | None = Field(default=None, ge=1, le=16)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    ignore_eos: bool | None = None
+    timeout: float | None = Field(default=None, gt=0, description="seconds from arrival to the last token")
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop_string(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("logit_bias", mode="plain")
+    @classmethod
+    def _token_ids(cls, value: Any) -> dict[int, float] | None:
+        """JSON objects have strings for keys; ours must spell token ids."""
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            raise ValueError("must be an object that maps token ids to numbers")  # noqa: TRY004 - for pydantic
+        if len(cast(Mapping[Any, Any], value)) > _LOGIT_BIAS_ENTRIES_MAX:
+            raise ValueError(f"must have at most {_LOGIT_BIAS_ENTRIES_MAX} entries")
+        biases: dict[int, float] = {}
+        for token, bias in cast(Mapping[Any, Any], value).items():
+            if not (isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < 10):
+                raise ValueError("must have token ids (digits) as keys")
+            if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
+                raise ValueError("must have numbers from -100 to 100 as values")
+            biases[int(token)] = float(bias)
+        return biases
