@@ -1,11 +1,32 @@
-"""Fixtures for all tests: the async backend."""
+"""Fixtures for all tests: the async backend, and the real model on the library users get."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+
+from stockpot.engine.driver import Driver
+from stockpot.runtime import open_driver_for
+from stockpot.settings import Settings, load_settings
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     """Async tests run on asyncio, as the server does."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def user_settings() -> Settings:
+    """Settings as a fresh user has them; the model is kept in the user's cache, and fetched once."""
+    return load_settings(Path(__file__).parent / "empty.toml")
+
+
+@pytest.fixture(scope="session")
+def real_driver(user_settings: Settings) -> Iterator[Driver]:
+    """The default model, one context for the whole session: a test leaves it empty or clears it first."""
+    driver = open_driver_for(user_settings)
+    yield driver
+    driver.close()

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 
 import psutil
 
 from stockpot.backends.embedded import EmbeddedBackend
 from stockpot.engine.core import EngineLimits
-from stockpot.engine.driver import ModelFacts
+from stockpot.engine.driver import Driver, ModelFacts
 from stockpot.engine.llamacpp import BindingChoice, choose_binding, open_driver
 from stockpot.engine.reports import EngineStats, Observer, Report
+from stockpot.errors import BindingUnavailable
 from stockpot.models.encoding import EncodedModel, ensure_encoded
 from stockpot.models.gguf import read_facts
+from stockpot.models.machine import usable_processors
 from stockpot.models.progress import Progress
 from stockpot.models.source import LocatedModel, locate
+from stockpot.models.workbench import LibraryWorkbench
 from stockpot.settings import Settings
 
 DEFAULT_RAM_TIER_BYTES = 4 * 2**30
@@ -34,31 +38,42 @@ class ObserverList:
 
 
 @dataclass(frozen=True)
+class PreparedModel:
+    """The file to run and the library to run it with."""
+
+    located: LocatedModel
+    encoded: EncodedModel
+    binding: BindingChoice
+    threads: int
+
+
+@dataclass(frozen=True)
 class Runtime:
     """A model made ready and the backend around it (not started yet). Add observers before the start."""
 
     backend: EmbeddedBackend
     observers: list[Observer]
     facts: ModelFacts
-    located: LocatedModel
-    encoded: EncodedModel
-    binding: BindingChoice
+    prepared: PreparedModel
     limits: EngineLimits
     cells: int
-    threads: int
 
     def engine_stats(self) -> EngineStats:
         """A snapshot of the engine's counts."""
         return self.backend.engine_stats()
 
+    def close(self) -> None:
+        """Free the model; after the backend has stopped."""
+        self.backend.close()
+
     def banner_facts(self) -> Mapping[str, str]:
         """What a person wants to see when the server starts."""
-        kv_bytes = self.facts.kv_bytes_per_token
+        kv_bytes, prepared = self.facts.kv_bytes_per_token, self.prepared
         return {
-            "model": f"{self.located.name} ({self.located.origin})",
-            "encoding": f"{self.encoded.encoding}: {self.encoded.reason}",
-            "binding": f"{self.binding.name}: {self.binding.reason}",
-            "threads": str(self.threads),
+            "model": f"{prepared.located.name} ({prepared.located.origin})",
+            "encoding": f"{prepared.encoded.encoding} ({prepared.encoded.reason})",
+            "library": prepared.binding.reason,
+            "threads": str(prepared.threads),
             "context": f"{self.cells:,} tokens x {kv_bytes:,} bytes of KV = {self.cells * kv_bytes / 2**20:,.0f} MiB",
             "RAM tier": f"{self.limits.ram_bytes / 2**30:.1f} GiB = {self.limits.ram_bytes // kv_bytes:,} tokens"
             if self.limits.cache_enabled
@@ -66,36 +81,62 @@ class Runtime:
         }
 
 
-def open_runtime(settings: Settings, *, progress: Progress | None = None) -> Runtime:
-    """Fetch, encode and load the model that `settings` names. Blocks, for minutes on first use.
+def prepare_model(settings: Settings, *, progress: Progress | None = None) -> PreparedModel:
+    """Fetch the model that `settings` names, choose its library, encode it for this machine.
 
-    Raises ModelError and its kinds, BindingUnavailable, ConfigurationError.
+    Blocks, for minutes on first use. Raises ModelError and its kinds, BindingUnavailable, ConfigurationError.
     """
     located = locate(settings.model.source, cache_dir=settings.cache_dir, progress=progress)
-    architecture = read_facts(located.path).architecture
     binding = choose_binding(
-        architecture, settings.model.binding, settings.model.library, cache_dir=settings.cache_dir
-    )
-    encoded = ensure_encoded(
-        located,
-        wanted=settings.model.encoding,
-        binding=binding,
+        read_facts(located.path).architecture,
+        settings.model.binding,
+        settings.model.library,
         cache_dir=settings.cache_dir,
-        progress=progress,
     )
     threads = settings.engine.threads or usable_processors()
-    driver = open_driver(
-        encoded.path,
-        name=located.name,
-        binding=settings.model.binding,
+    encoded = ensure_encoded(
+        located,
+        workbench_for(binding, settings, threads),
+        cache_dir=settings.cache_dir,
+        encoding=settings.model.encoding,
+        progress=progress,
+    )
+    return PreparedModel(located, encoded, binding, threads)
+
+
+def workbench_for(binding: BindingChoice, settings: Settings, threads: int) -> LibraryWorkbench:
+    """Where encodings are measured for this choice of library."""
+    library = binding.library
+    if library is None:
+        # The upstream package finds its library itself; its module file stands for its version here.
+        spec = find_spec("llama_cpp")
+        if spec is None or spec.origin is None:
+            raise BindingUnavailable("llama-cpp-python was chosen and cannot be found. Install it again.")
+        library = Path(spec.origin)
+    return LibraryWorkbench(binding.name, settings.model.library, library, settings.cache_dir, threads)
+
+
+def open_driver_for(settings: Settings, prepared: PreparedModel | None = None) -> Driver:
+    """The model of `settings`, loaded, with one context as they say."""
+    prepared = prepared or prepare_model(settings)
+    return open_driver(
+        prepared.encoded.path,
+        name=prepared.located.name,
+        binding=prepared.binding.name,
         library=settings.model.library,
         cache_dir=settings.cache_dir,
         cells=settings.engine.context_tokens,
         max_sequences=settings.engine.max_sequences,
         max_batch_tokens=settings.engine.max_batch_tokens,
         kv_cell_type=settings.engine.kv_cell_type,
-        threads=threads,
+        threads=prepared.threads,
     )
+
+
+def open_runtime(settings: Settings, *, progress: Progress | None = None) -> Runtime:
+    """Everything that serves the model of `settings`. Blocks and raises as `prepare_model` does."""
+    prepared = prepare_model(settings, progress=progress)
+    driver = open_driver_for(settings, prepared)
     limits = EngineLimits(
         prefill_tokens_beside_decode=settings.engine.prefill_tokens_beside_decode,
         queue_limit=settings.engine.queue_limit,
@@ -109,12 +150,12 @@ def open_runtime(settings: Settings, *, progress: Progress | None = None) -> Run
     backend = EmbeddedBackend(
         driver,
         limits,
-        served_name=located.name,
+        served_name=prepared.located.name,
         observers=[observers],
         details={
             "architecture": facts.architecture,
-            "encoding": encoded.encoding,
-            "binding": binding.name,
+            "encoding": prepared.encoded.encoding,
+            "binding": prepared.binding.name,
             "layers": facts.layers,
             "kv_heads": facts.kv_heads,
             "head_size": facts.head_size,
@@ -122,16 +163,7 @@ def open_runtime(settings: Settings, *, progress: Progress | None = None) -> Run
             "weights_bytes": facts.weights_bytes,
         },
     )
-    return Runtime(
-        backend, observers.observers, facts, located, encoded, binding, limits, driver.cells, threads
-    )
-
-
-def usable_processors() -> int:
-    """Processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return Runtime(backend, observers.observers, facts, prepared, limits, driver.cells)
 
 
 def default_ram_bytes() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,11 +50,11 @@ class Backend(ABC):
         """What is served here."""
 
     @abstractmethod
-    def generate(self, request: ChatRequest | CompletionRequest) -> AsyncIterator[Event]:
+    def generate(self, request: ChatRequest | CompletionRequest) -> AsyncGenerator[Event]:
         """The request's events, in the order `stockpot.events` states.
 
         Raises RequestError (also UnknownModel, ContextLengthExceeded, QueueFull, ShuttingDown) before the
-        first event, and EngineFailed at any time. Closing the iterator (`aclose`) cancels the request:
+        first event, and EngineFailed at any time. Closing the stream (`aclose`) cancels the request:
         its place in the batch is free within one step.
         """
 

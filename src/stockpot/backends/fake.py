@@ -131,7 +131,7 @@ class FakeBackend(Backend):
         self._known(model)
         return list((content if isinstance(content, str) else _conversation(content)).encode())
 
-    async def generate(self, request: ChatRequest | CompletionRequest) -> AsyncGenerator[Event, None]:
+    async def generate(self, request: ChatRequest | CompletionRequest) -> AsyncGenerator[Event]:
         prompt = self._admitted(request)
         loop = asyncio.get_running_loop()
         arrived_s = loop.time()
@@ -168,7 +168,7 @@ class FakeBackend(Backend):
 
     async def _answer(
         self, request: ChatRequest | CompletionRequest, prompt: Sequence[int], arrived_s: float
-    ) -> AsyncGenerator[Event, None]:
+    ) -> AsyncGenerator[Event]:
         """The deltas of all choices in turn, word by word, and how each ends."""
         generation = request.generation
         if isinstance(request, CompletionRequest) and request.echo:

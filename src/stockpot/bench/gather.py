@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -22,4 +22,6 @@ async def run_all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     one = failures.exceptions[0]
-    return _first(one) if isinstance(one, BaseExceptionGroup) else one
+    return (
+        _first(cast(BaseExceptionGroup[BaseException], one)) if isinstance(one, BaseExceptionGroup) else one
+    )

@@ -1,7 +1,7 @@
 """Reading an HTTP/1.1 response as it arrives, cheaply: the benchmark shares its processors with the server.
 
-A plain parser of what servers send to a benchmark on the same machine (RFC 9112): a status line, headers, a
-body that is chunked, counted, or ends with the connection. It asks for no compression and follows no redirects.
+A plain parser of what servers send to a benchmark on the same machine (RFC 9112): a status line, headers,
+a body that is chunked, counted, or ends with the connection. No compression, no redirects.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -95,8 +96,12 @@ async def fetch(
     parts: list[bytes] = []
     status = 0
     try:
-        async with asyncio.timeout(timeout_s):
-            async for status, part in stream(url, method=method, content=content):
+        async with (
+            asyncio.timeout(timeout_s),
+            aclosing(stream(url, method=method, content=content)) as answer,
+        ):
+            async for seen, part in answer:
+                status = seen
                 parts.append(part)
     except TimeoutError as error:
         raise ServerUnreachable(f"{url} did not answer within {timeout_s:g} s.") from error
@@ -106,7 +111,7 @@ async def fetch(
 async def stream(
     url: str, *, method: str = "POST", content: object = None
 ) -> AsyncGenerator[tuple[int, bytes], None]:
-    """The status with each part of the body, as it arrives; the first part is empty and means: headers are here.
+    """The status with each part of the body, as it arrives; the first, empty part comes with the headers.
 
     `content` is sent as JSON. A connection of its own for each request, closed when the generator is.
     Raises ServerUnreachable where the connection cannot be made or ends early.
@@ -149,6 +154,9 @@ async def _head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
     """Status and headers, names in lower case."""
     raw = await reader.readuntil(b"\r\n\r\n")
     first, *lines = raw.decode("latin-1").rstrip("\r\n").split("\r\n")
-    status = int(first.split(" ", 2)[1])
+    version, _, rest = first.partition(" ")
+    if not version.startswith("HTTP/1."):
+        raise ValueError(f"an answer that begins with {first[:40]!r} is not HTTP/1.1")
+    status = int(rest[:3])
     pairs = (line.partition(":") for line in lines)
     return status, {name.strip().lower(): value.strip() for name, _, value in pairs}

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
 
+from stockpot.bench.charts import Chart, Lines
 from stockpot.bench.client import ChatMessage
 from stockpot.bench.machine import measure_idleness
 from stockpot.bench.progress import BenchProgress, silent
 from stockpot.bench.results import Result, Table
-from stockpot.bench.stockpot_server import StockpotServer, stockpot_server
+from stockpot.bench.stockpot_server import Launch, StockpotServer, stockpot_server
 from stockpot.bench.workload import WordSource
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _MODES = {"reuse": True, "recompute": False}
 _SEED = 11
@@ -51,13 +48,15 @@ class TurnCost:
     time_per_token_s: float | None
 
 
-async def measure_kv_cost(plan: KvCostPlan, *, progress: BenchProgress = silent) -> Result:
+async def measure_kv_cost(
+    plan: KvCostPlan, *, launch: Launch = stockpot_server, progress: BenchProgress = silent
+) -> Result:
     """Hold the conversation twice, each on a server of its own."""
     idleness = measure_idleness()
     costs: list[TurnCost] = []
     for mode, reuse in _MODES.items():
         progress(f"start the server ({mode})", 0, None)
-        async with stockpot_server({"cache": {"enabled": reuse}}) as server:
+        async with launch({"cache": {"enabled": reuse}}) as server:
             progress(f"start the server ({mode})", 1, 1)
             costs += await _converse(server, plan, mode, progress)
     columns = (
@@ -72,18 +71,15 @@ async def measure_kv_cost(plan: KvCostPlan, *, progress: BenchProgress = silent)
         ],
         "sum_of_ttft_s": totals,
     }
-    parameters = {field: getattr(plan, field) for field in KvCostPlan.__slots__}
-    notes = (
-        f"All first tokens together: {totals['reuse']:.2f} s with reuse, {totals['recompute']:.2f} s without.",
-    )
+    note = f"All TTFT together: {totals['reuse']:.2f} s with reuse, {totals['recompute']:.2f} s without."
     return Result(
         name="kv-cost",
-        parameters=parameters,
+        parameters=asdict(plan),
         tables=(Table(f"A conversation of {plan.turns} turns", columns, rows),),
         figures=figures,
         idleness=idleness,
-        notes=notes,
-        draw=lambda figure: _draw(figure, costs),
+        notes=(note,),
+        chart=_chart(costs),
     )
 
 
@@ -127,17 +123,19 @@ def _row(cost: TurnCost) -> tuple[str | int | float | None, ...]:
     )
 
 
-def _draw(figure: Figure, costs: list[TurnCost]) -> None:
+def _chart(costs: list[TurnCost]) -> Chart:
     """Left: what reuse saves (TTFT). Right: what it costs (bytes)."""
-    times, sizes = figure.subplots(1, 2)
-    for mode, style in (("reuse", "o-"), ("recompute", "s--")):
-        rows = [cost for cost in costs if cost.mode == mode]
-        times.plot([row.turn for row in rows], [row.ttft_s * 1e3 for row in rows], style, label=mode)
+    times: dict[str, list[tuple[float, float]]] = {
+        mode: [(cost.turn, cost.ttft_s * 1e3) for cost in costs if cost.mode == mode] for mode in _MODES
+    }
     reuse = [cost for cost in costs if cost.mode == "reuse"]
-    turns = [row.turn for row in reuse]
-    sizes.plot(turns, [row.kv_bytes / _MIB for row in reuse], "o-", label="KV of the conversation")
-    sizes.plot(turns, [row.ram_bytes / _MIB for row in reuse], "^:", label="RAM tier (reuse)")
-    for axes, title, unit in ((times, "Time to first token", "ms"), (sizes, "Memory", "MiB")):
-        axes.set(title=title, xlabel="turn", ylabel=unit, ylim=(0, None))
-        axes.legend()
-        axes.grid(alpha=0.3)
+    sizes: dict[str, list[tuple[float, float]]] = {
+        "KV of the conversation": [(cost.turn, cost.kv_bytes / _MIB) for cost in reuse],
+        "RAM tier": [(cost.turn, cost.ram_bytes / _MIB) for cost in reuse],
+    }
+    return Chart(
+        (
+            Lines("Time to first token", "turn", "ms", times),
+            Lines("Memory, with reuse", "turn", "MiB", sizes),
+        )
+    )

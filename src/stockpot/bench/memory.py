@@ -6,19 +6,16 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
+from stockpot.bench.charts import Chart, Lines
 from stockpot.bench.client import ChatMessage
 from stockpot.bench.gather import run_all
 from stockpot.bench.machine import measure_idleness
 from stockpot.bench.progress import BenchProgress, silent
 from stockpot.bench.results import Result, Table, Verdict
 from stockpot.bench.statistics import slope
-from stockpot.bench.stockpot_server import StockpotServer, stockpot_server
+from stockpot.bench.stockpot_server import Launch, StockpotServer, stockpot_server
 from stockpot.bench.workload import WordSource
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _MIB = 2**20
 _BOUND_FACTOR = 1.1
@@ -53,12 +50,14 @@ class MemorySample:
     rss_bytes: int
 
 
-async def measure_memory(plan: MemoryPlan, *, progress: BenchProgress = silent) -> Result:
+async def measure_memory(
+    plan: MemoryPlan, *, launch: Launch = stockpot_server, progress: BenchProgress = silent
+) -> Result:
     """Run the requests and compare resident memory with the bound, and its second half with no growth."""
     idleness = measure_idleness()
     settings = {"cache": {"ram_bytes": plan.ram_bytes}, "engine": {"context_tokens": plan.context_tokens}}
     progress("start the server", 0, None)
-    async with stockpot_server(settings) as server:
+    async with launch(settings) as server:
         progress("start the server", 1, 1)
         bound_bytes = await _bound_bytes(server)
         samples = await _play(server, plan, progress)
@@ -90,7 +89,7 @@ async def measure_memory(plan: MemoryPlan, *, progress: BenchProgress = silent) 
             f"The bound: {_BOUND_FACTOR} x (weights + configured KV + RAM tier + 300 MB) = "
             f"{bound_bytes / _MIB:,.0f} MiB; peak {peak_bytes / _MIB:,.0f} MiB.",
         ),
-        draw=lambda figure: _draw(figure, samples, bound_bytes),
+        chart=_chart(samples, bound_bytes),
     )
 
 
@@ -168,10 +167,8 @@ class _Requests:
             return
 
 
-def _draw(figure: Figure, samples: Sequence[MemorySample], bound_bytes: float) -> None:
-    axes = figure.subplots()
-    axes.plot([s.requests for s in samples], [s.rss_bytes / _MIB for s in samples], label="resident memory")
-    axes.axhline(bound_bytes / _MIB, linestyle="--", color="tab:red", label="bound")
-    axes.set(title="Memory of the server", xlabel="requests", ylabel="MiB", ylim=(0, None))
-    axes.legend()
-    axes.grid(alpha=0.3)
+def _chart(samples: Sequence[MemorySample], bound_bytes: float) -> Chart:
+    line = [(float(sample.requests), sample.rss_bytes / _MIB) for sample in samples]
+    bound = [(line[0][0], bound_bytes / _MIB), (line[-1][0], bound_bytes / _MIB)]
+    series = {"resident memory": line, "bound": bound}
+    return Chart((Lines("Memory of the server", "requests", "MiB", series, marked=False),))

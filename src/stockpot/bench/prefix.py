@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
+from stockpot.bench.charts import Bars, Chart
 from stockpot.bench.client import Answer, ChatMessage
 from stockpot.bench.gather import run_all
 from stockpot.bench.machine import measure_idleness
@@ -14,11 +14,8 @@ from stockpot.bench.progress import BenchProgress, silent
 from stockpot.bench.results import Result, Table
 from stockpot.bench.sizing import text_of_tokens
 from stockpot.bench.statistics import Spread
-from stockpot.bench.stockpot_server import StockpotServer, stockpot_server
+from stockpot.bench.stockpot_server import Launch, StockpotServer, stockpot_server
 from stockpot.bench.workload import WordSource
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _MODES = {"on": True, "off": False}
 _SEED = 23
@@ -52,14 +49,16 @@ class PrefixCell:
     tokens_per_s: float
 
 
-async def measure_prefix(plan: PrefixPlan, *, progress: BenchProgress = silent) -> Result:
+async def measure_prefix(
+    plan: PrefixPlan, *, launch: Launch = stockpot_server, progress: BenchProgress = silent
+) -> Result:
     """Two servers, cache on and off; on each all numbers of users, each with a system prompt of its own, so
     that every one begins cold."""
     idleness = measure_idleness()
     cells: list[PrefixCell] = []
     for mode, enabled in _MODES.items():
         progress(f"start the server (cache {mode})", 0, None)
-        async with stockpot_server({"cache": {"enabled": enabled}}) as server:
+        async with launch({"cache": {"enabled": enabled}}) as server:
             progress(f"start the server (cache {mode})", 1, 1)
             await server.client.chat([{"role": "user", "content": "Hello."}], max_tokens=4)
             cells += [await _measure(server, plan, mode, users, progress) for users in plan.users]
@@ -77,7 +76,7 @@ async def measure_prefix(plan: PrefixPlan, *, progress: BenchProgress = silent) 
         figures={"cells": [asdict(cell) for cell in cells]},
         idleness=idleness,
         notes=("The first questions of each row find nothing cached: their prefill is in these figures.",),
-        draw=lambda figure: _draw(figure, cells, plan.users),
+        chart=_chart(cells, plan.users),
     )
 
 
@@ -135,22 +134,18 @@ def _row(cell: PrefixCell) -> tuple[str | int | float, ...]:
     return (cell.cache, cell.users, round(cell.hit_ratio, 4), *times_ms, round(cell.tokens_per_s, 1))
 
 
-def _draw(figure: Figure, cells: Sequence[PrefixCell], users: Sequence[int]) -> None:
+def _chart(cells: Sequence[PrefixCell], users: Sequence[int]) -> Chart:
     """Left: median TTFT by users (logarithmic: the two differ by more than a magnitude). Right: tokens/s."""
-    times, rates = figure.subplots(1, 2)
-    width = 0.38
-    for offset, mode in ((-width / 2, "on"), (width / 2, "off")):
+    names = tuple(str(number) for number in users)
+    times: dict[str, list[float]] = {}
+    rates: dict[str, list[float]] = {}
+    for mode in _MODES:
         rows = [cell for cell in cells if cell.cache == mode]
-        places = [place + offset for place in range(len(rows))]
-        label = f"cache {mode}"
-        times.bar(places, [row.ttft.p50_s * 1e3 for row in rows], width, label=label)
-        rates.bar(places, [row.tokens_per_s for row in rows], width, label=label)
-    times.set_yscale("log")
-    for axes, title, unit in (
-        (times, "Time to first token, median", "ms"),
-        (rates, "Throughput", "tokens/s"),
-    ):
-        axes.set(title=title, xlabel="users at once", ylabel=unit)
-        axes.set_xticks(range(len(users)), [str(number) for number in users])
-        axes.legend()
-        axes.grid(axis="y", alpha=0.3)
+        times[f"cache {mode}"] = [row.ttft.p50_s * 1e3 for row in rows]
+        rates[f"cache {mode}"] = [row.tokens_per_s for row in rows]
+    return Chart(
+        (
+            Bars("Time to first token, median", "users at once", "ms", names, times, logarithmic=True),
+            Bars("Throughput", "users at once", "tokens/s", names, rates),
+        )
+    )

@@ -7,7 +7,7 @@ from typing import Protocol
 
 class BenchProgress(Protocol):
     """Called as work goes on. `description` names the piece of work and stays the same for it; `done` of
-    `total` units (requests, turns, steps) are over; `total` None means that nobody knows how many there are."""
+    `total` units (requests, turns, steps) are over; `total` is None where nobody knows how many there are."""
 
     def __call__(self, description: str, done: int, total: int | None, /) -> None: ...
 

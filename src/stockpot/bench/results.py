@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from stockpot.bench.charts import Chart, write_chart
 from stockpot.bench.machine import Idleness, describe_machine, machine_json
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 Cell = str | int | float | None
-_CHART_DOTS_PER_INCH = 110
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +40,7 @@ class Result:
     idleness: Idleness
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
-    draw: Callable[[Figure], None] | None = None
+    chart: Chart | None = None
 
     @property
     def passed(self) -> bool:
@@ -93,8 +90,8 @@ def write_result(result: Result, folder: Path) -> tuple[Path, ...]:
     for number, table in enumerate(result.tables):
         path = folder / ("result.csv" if number == 0 else f"result-{number + 1}.csv")
         written.append(_write_csv(table, path))
-    if result.draw is not None and (chart := _write_chart(result.draw, folder / "chart.png")):
-        written.append(chart)
+    if result.chart is not None and write_chart(result.chart, folder / "chart.png"):
+        written.append(folder / "chart.png")
     return tuple(written)
 
 
@@ -117,8 +114,9 @@ def _write_json(result: Result, path: Path) -> Path:
 def _write_markdown(result: Result, path: Path) -> Path:
     machine = describe_machine()
     about = (
-        f"Measured on {machine.cpu}, {machine.processors} processors, {machine.memory_bytes / 2**30:.0f} GiB, "
-        f"{machine.system}, Python {machine.python}. {result.idleness.sentence()}"
+        f"Measured on {machine.cpu}, {machine.processors} processors, "
+        f"{machine.memory_bytes / 2**30:.0f} GiB, {machine.system}, Python {machine.python}. "
+        f"{result.idleness.sentence()}"
     )
     parts = [about, "", *(table.markdown() for table in result.tables)]
     parts += [f"- {verdict.sentence()}" for verdict in result.verdicts]
@@ -132,20 +130,6 @@ def _write_csv(table: Table, path: Path) -> Path:
         writer = csv.writer(file)
         writer.writerow(table.columns)
         writer.writerows(table.rows)
-    return path
-
-
-def _write_chart(draw: Callable[[Figure], None], path: Path) -> Path | None:
-    """The chart, or None without matplotlib (an optional part of the installation)."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    draw(figure)
-    figure.savefig(path, dpi=_CHART_DOTS_PER_INCH)
     return path
 
 

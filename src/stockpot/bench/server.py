@@ -90,14 +90,7 @@ async def running_server(command: ServerCommand) -> AsyncGenerator[RunningServer
     Raises ServerUnreachable with the last lines of its log where the server does not come up.
     """
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command.arguments,
-            env={**os.environ, **command.environment},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        process = await asyncio.to_thread(_start, command, log)
         try:
             await _wait_until_ready(command, process, log)
             yield RunningServer(command.url, process.pid)
@@ -105,12 +98,25 @@ async def running_server(command: ServerCommand) -> AsyncGenerator[RunningServer
             await asyncio.to_thread(_stop, process)
 
 
+def _start(command: ServerCommand, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command.arguments,
+        env={**os.environ, **command.environment},
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        # Ctrl-C at the terminal is for the benchmark, which then stops its servers itself.
+        start_new_session=True,
+    )
+
+
 async def _wait_until_ready(command: ServerCommand, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
     deadline_s = time.monotonic() + command.start_s
     while time.monotonic() < deadline_s:
         if (code := process.poll()) is not None:
             raise ServerUnreachable(
-                f"{command.name} ended with {_exit_words(code)} before it was ready. Its last words:\n{_tail(log)}"
+                f"{command.name} ended with {_exit_words(code)} before it was ready. "
+                f"Its last words:\n{_tail(log)}"
             )
         with suppress(ServerUnreachable):
             if (await fetch(command.url + command.ready_path, timeout_s=5.0)).status == 200:

@@ -17,7 +17,9 @@ def percentile(values: Sequence[float], share: float) -> float:
     if not 0 <= share <= 1:
         raise ValueError(f"a share between 0 and 1, not {share}")
     ordered = sorted(values)
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+    # 0.07 * 100 is a little more than 7 in floating point, and the rank is still 7.
+    rank = math.ceil(round(share * len(ordered), 9))
+    return ordered[max(0, rank - 1)]
 
 
 def mean(values: Sequence[float]) -> float:

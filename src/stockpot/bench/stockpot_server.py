@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Protocol
 
 import msgspec
 
@@ -41,6 +41,14 @@ class StockpotServer:
         content = {"model": self.client.model, "messages": list(messages)}
         answer = await self.client.post("/tokenize", content)
         return msgspec.convert(answer["tokens"], list[int])
+
+
+class Launch(Protocol):
+    """Starts a server with the given settings and stops it; `stockpot_server` is the real one."""
+
+    def __call__(
+        self, settings: Mapping[str, Mapping[str, object]], /
+    ) -> AbstractAsyncContextManager[StockpotServer]: ...
 
 
 @asynccontextmanager

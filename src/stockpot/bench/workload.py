@@ -4,27 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-
-# Common English words; any list would do, as long as every server is sent the same text.
-_WORDS = (
-    "garden river market window bridge castle forest harbor island ladder mirror needle orange pencil pepper "
-    "planet pocket rabbit ribbon saddle season shadow silver summer tunnel valley velvet winter yellow basket "
-    "bottle butter button camera candle carpet circle coffee corner cotton dinner doctor dragon driver engine "
-    "family farmer finger flower friend guitar hammer helmet jacket kettle kitchen lantern leather lesson letter "
-    "lemon marble meadow memory morning mountain music night ocean oven painter paper path piano picture "
-    "plate pond potato rain road roof sailor salt sand school sheep ship shirt shoulder snow song soup spoon "
-    "spring square stone storm street sugar table teacher thunder ticket tower train tree village violin voice "
-    "wagon wall water weather wheel wind wood world yard answer bring build carry catch choose clean climb "
-    "close count cover draw dream drink drive enjoy enter explain fill find finish follow gather give grow hear "
-    "hold imagine invite jump keep know laugh learn leave listen look make measure mix move open pack paint plan "
-    "play pour promise pull push reach read remember repeat rest return ride sail search send share show sing "
-    "sleep smile speak stand start stay study swim talk teach think throw touch travel visit wait walk watch "
-    "wear wonder work write bright calm clever cold early empty fair fast gentle green happy heavy kind large "
-    "late light little long loud narrow new old quiet ready rich round sharp short simple slow small smooth soft "
-    "strong sweet tall thick thin warm wide wise young above across after along around before behind below "
-    "beside between beyond during inside near often once outside perhaps quickly rarely seldom soon still "
-    "together toward twice under until usually within without"
-).split()
+from importlib.resources import files
 
 
 class WordSource:
@@ -33,10 +13,12 @@ class WordSource:
     def __init__(self, seed: int) -> None:
         # `random()` is the one method whose sequence Python promises to keep between versions.
         self._random = random.Random(seed)
+        # Common English words, nearly all of them one token; any list would do, as long as it stays the same.
+        self._words = files("stockpot.bench").joinpath("words.txt").read_text(encoding="ascii").split()
 
     def text(self, words: int) -> str:
         """The next `words` words, separated by spaces."""
-        return " ".join(_WORDS[int(self._random.random() * len(_WORDS))] for _ in range(words))
+        return " ".join(self._words[int(self._random.random() * len(self._words))] for _ in range(words))
 
 
 @dataclass(frozen=True, slots=True)

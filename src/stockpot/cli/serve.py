@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -116,7 +117,8 @@ def _serve(settings: Settings, log_level: LogLevel) -> None:
     with listen(settings.server.host, settings.server.port) as listener:
         with terminal_progress(Console(stderr=True)) as progress:
             runtime = open_runtime(settings, progress=progress)
-        uvloop.run(_run(runtime, settings, listener, console))
+        with closing(runtime):
+            uvloop.run(_run(runtime, settings, listener, console))
 
 
 async def _run(runtime: Runtime, settings: Settings, listener: socket.socket, console: Console) -> None:

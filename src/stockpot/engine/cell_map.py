@@ -81,6 +81,18 @@ class CellMap:
         for sequence in group.holders:
             self._held[sequence][group.span.start : group.span.end] = places
 
+    def missed_by_pages(self, page: int, placed: Cells) -> bool:
+        """Whether ik_llama.cpp, as its wheel is, would overlook used cells once `placed` are used too.
+
+        It looks at the last cell of each page, highest first; from the first that is used it searches the
+        next page for the end. Used cells higher up are not seen, where that many pages end in free cells.
+        """
+        used = self.holders > 0
+        used[placed] = True
+        end = int(np.flatnonzero(used)[-1]) + 1
+        ends = np.flatnonzero(used[page - 1 :: page])
+        return end > (page if not len(ends) else (int(ends[-1]) + 2) * page)
+
     def first_hole(self) -> int:
         """The lowest free cell; `size` where none is free."""
         free = np.flatnonzero(self.holders == 0)

@@ -25,7 +25,14 @@ from stockpot.engine.reports import EngineStats, Observer, RefusalReport
 from stockpot.engine.sampling import Sampler
 from stockpot.engine.sequence import Sequence, Task
 from stockpot.engine.text_stream import TextStream
-from stockpot.errors import ContextLengthExceeded, EngineFailed, QueueFull, RequestError, ShuttingDown
+from stockpot.errors import (
+    ContextLengthExceeded,
+    EngineFailed,
+    QueueFull,
+    RequestError,
+    ShuttingDown,
+    StockpotError,
+)
 from stockpot.events import Completed, Event, Queued
 from stockpot.requests import Generation
 
@@ -137,7 +144,12 @@ class Engine:
                 pass
         except Exception as error:  # noqa: BLE001  last line of defence: clients must hear, not wait for ever
             _log.exception("the engine failed")
-            self._fail(f"{type(error).__name__}: {error}")
+            # Only our own errors are worded for clients; of others the log tells.
+            self._fail(
+                str(error)
+                if isinstance(error, StockpotError)
+                else "an internal error; the server's log has it."
+            )
 
     def _round(self) -> bool:
         """Obey commands, then one step; False when the thread is to end."""
@@ -176,7 +188,7 @@ class Engine:
         for kind, task in commands:
             if kind == "submit" and task is not None:
                 self._core.submit(task)
-        self._core.abandon(f"The engine failed: {reason}. Restart the server.")
+        self._core.abandon(f"The engine failed: {reason} Restart the server.")
 
     def _deliver(self, events: list[tuple[Task, Event]]) -> None:
         completed = sum(isinstance(event, Completed) for _, event in events)
@@ -193,7 +205,7 @@ class Engine:
 
     def _check_open(self) -> None:
         if self._state == "failed":
-            raise EngineFailed(f"The engine has stopped: {self._failure}. Restart the server.")
+            raise EngineFailed(f"The engine has stopped: {self._failure} Restart the server.")
         if self._state != "running":
             raise ShuttingDown("The server is stopping and takes no new requests.", retry_after_s=5)
         if self._open_tasks >= self._limits.queue_limit + self._driver.max_sequences:

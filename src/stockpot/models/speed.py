@@ -34,7 +34,8 @@ CAREFUL = Effort(repetitions=3, decode_steps=16, behind_context=True)
 @dataclass(frozen=True, slots=True)
 class Speed:
     """`prefill_tokens_per_s`: 512 new tokens in an empty context. `turn_s`: 64 new tokens behind 2,048, None
-    where not measured. `decode_tokens_per_s` and `decode_8_tokens_per_s`: one stream, and eight in total, behind 512 tokens."""
+    where not measured. `decode_tokens_per_s` and `decode_8_tokens_per_s`: one stream, and eight in total,
+    behind 512 tokens."""
 
     prefill_tokens_per_s: float
     turn_s: float | None

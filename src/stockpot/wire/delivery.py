@@ -7,8 +7,8 @@ when the client goes away (also while the request waits for its first token).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from starlette.responses import Response
@@ -52,14 +52,14 @@ class Narrator(ABC):
 class CollectedAnswer(Response):
     """Waits for the whole answer, then sends it."""
 
-    def __init__(self, events: AsyncIterator[Event], collector: Collector) -> None:
+    def __init__(self, events: AsyncGenerator[Event], collector: Collector) -> None:
         super().__init__()
         self._events = events
         self._collector = collector
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with closed_after(self._events), while_connected(receive):
+            async with aclosing(self._events), while_connected(receive):
                 body = await self._collected()
         except ClientGone:
             return
@@ -89,7 +89,7 @@ class StreamedAnswer(Response):
     Afterwards an error can only be told inside the stream, which it ends (without `[DONE]`).
     """
 
-    def __init__(self, events: AsyncIterator[Event], narrator: Narrator) -> None:
+    def __init__(self, events: AsyncGenerator[Event], narrator: Narrator) -> None:
         super().__init__()
         self._events = events
         self._narrator = narrator
@@ -97,7 +97,7 @@ class StreamedAnswer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         del scope
         try:
-            async with closed_after(self._events), while_connected(receive):
+            async with aclosing(self._events), while_connected(receive):
                 await anext(self._events)
                 await send({"type": "http.response.start", "status": 200, "headers": list(sse.HEADERS)})
                 last = await self._streamed(send)
@@ -132,14 +132,3 @@ class StreamedAnswer(Response):
         except StockpotError as error:
             return held + sse.Framer().event(body_of(error))
         return held
-
-
-@asynccontextmanager
-async def closed_after(events: AsyncIterator[Event]) -> AsyncGenerator[None, None]:
-    """Close the stream at the end: that is what cancels a request (Backend.generate)."""
-    try:
-        yield
-    finally:
-        close = getattr(events, "aclose", None)
-        if close is not None:
-            await close()

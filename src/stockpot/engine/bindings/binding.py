@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import struct
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stockpot.errors import ModelError
-from stockpot.models.gguf_writer import tiny_gguf
 
 Handle = int
 KV_CELL_TYPES = {"f16": 1, "q8_0": 8}  # enum ggml_type
@@ -88,8 +88,8 @@ class LogTail:
 class BatchBuffers:
     """One llama_batch whose arrays are numpy's: filled by slices, made once."""
 
-    def __init__(self, struct: Any, capacity: int) -> None:
-        self.struct = struct
+    def __init__(self, batch: Any, capacity: int) -> None:
+        self.struct = batch
         self.tokens = np.zeros(capacity, dtype=np.int32)
         self.positions = np.zeros(capacity, dtype=np.int32)
         self.sequences = np.zeros(capacity, dtype=np.int32)
@@ -104,8 +104,21 @@ class BatchBuffers:
             ("seq_id", self._sequence_pointers),
             ("logits", self.wants_logits),
         ):
-            pointer = type(getattr(struct, field))
-            setattr(struct, field, ctypes.cast(array.ctypes.data, pointer))
+            pointer: Any = type(getattr(batch, field))  # pyright: ignore[reportUnknownVariableType] - POINTER(...)
+            setattr(batch, field, ctypes.cast(array.ctypes.data, pointer))
+
+
+def _nothing_but_architecture(architecture: str) -> bytes:
+    """A GGUF file (version 3) without tensors, with one key."""
+    key, value = b"general.architecture", architecture.encode()
+    string = 8  # enum gguf_type
+    return (
+        struct.pack("<4sIQQ", b"GGUF", 3, 0, 1)
+        + struct.pack("<Q", len(key))
+        + key
+        + struct.pack("<IQ", string, len(value))
+        + value
+    )
 
 
 class Binding(ABC):
@@ -147,7 +160,9 @@ class Binding(ABC):
             str(path).encode(), self._model_parameters(vocabulary_only=vocabulary_only)
         )
         if not model:
-            raise ModelError(f"{self.name} cannot load {path}: {self._tail.take_error() or 'no reason given'}.")
+            raise ModelError(
+                f"{self.name} cannot load {path}: {self._tail.take_error() or 'no reason given'}."
+            )
         return model
 
     def knows_architecture(self, architecture: str) -> bool:
@@ -155,11 +170,13 @@ class Binding(ABC):
         that holds nothing but the name, and complains either of the name or of what else is missing."""
         with TemporaryDirectory() as folder:
             path = Path(folder) / "architecture.gguf"
-            path.write_bytes(tiny_gguf({"general.architecture": architecture}))
+            path.write_bytes(_nothing_but_architecture(architecture))
             try:
                 self.free_model(self.load_model(path, vocabulary_only=True))
             except ModelError as error:
-                return "unknown model architecture" not in str(error) and "unknown architecture" not in str(error)
+                return "unknown model architecture" not in str(error) and "unknown architecture" not in str(
+                    error
+                )
         return True
 
     @abstractmethod
@@ -315,8 +332,9 @@ class Binding(ABC):
 
     # Encodings
 
-    def quantize(self, source: Path, target: Path, encoding: str, *, threads: int) -> None:
-        """Write `source` again with its weights in `encoding`. Raises ModelError."""
+    def quantize(self, source: Path, target: Path, encoding: str, *, threads: int = 0) -> None:
+        """Write `source` again with all its weight matrices in `encoding`; 0 threads: all processors.
+        Raises ModelError."""
         file_type = self.file_types.get(encoding)
         if file_type is None:
             raise ModelError(f"{self.name} cannot write {encoding}; it knows {', '.join(self.file_types)}.")
@@ -331,5 +349,6 @@ class Binding(ABC):
         )
         if failed:
             raise ModelError(
-                f"{self.name} cannot write {source} as {encoding}: {self._tail.take_error() or 'no reason given'}."
+                f"{self.name} cannot write {source} as {encoding}: "
+                f"{self._tail.take_error() or 'no reason given'}."
             )

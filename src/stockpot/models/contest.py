@@ -1,0 +1,174 @@
+"""The contest of encodings: each tried in short, the best tried with care (successive halving)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from stockpot.errors import DownloadFailed
+from stockpot.models.candidates import REFERENCE, SOURCE, Measurement, best, candidates, size_estimate_bytes
+from stockpot.models.gguf import GgufFacts
+from stockpot.models.machine import available_memory_bytes
+from stockpot.models.progress import Progress
+from stockpot.models.publish import require_space
+from stockpot.models.speed import CAREFUL, SKETCH, Effort
+from stockpot.models.trial import Result
+from stockpot.models.workbench import Workbench
+
+FINALISTS = 3
+BUDGET_S = 90.0
+"""No further trial begins after this long; on a quiet machine the default model needs a fifth of it."""
+_STEP = "Choosing the fastest encoding for this processor"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`winner` is None where nothing both works and keeps the answers. `obstacle`: why nothing could be
+    tried at all, if so."""
+
+    winner: Measurement | None
+    measurements: tuple[Measurement, ...]
+    obstacle: str | None = None
+
+
+class Contest:
+    """Trials of the model in the file `source`; encoded files are made in the folder `workshop`."""
+
+    def __init__(
+        self,
+        source: Path,
+        facts: GgufFacts,
+        bench: Workbench,
+        *,
+        workshop: Path,
+        progress: Progress,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source = source
+        self._facts = facts
+        self._bench = bench
+        self._workshop = workshop
+        self._progress = progress
+        self._now = now
+        self._end = now() + BUDGET_S
+        self._done = 0
+        self._steps = 1
+
+    def decide(self) -> Outcome:
+        """Try all candidates, then the best FINALISTS again."""
+        names = candidates(self._facts, self._bench.binding)
+        self._steps = 1 + len(names) + FINALISTS
+        reference = self._workshop / "reference.npy"
+        if obstacle := self._make_reference(reference):
+            return Outcome(None, (), obstacle)
+        found = {name: self._first_round(name, reference) for name in names}
+        finalists = sorted(
+            (m for m in found.values() if m.faithful and m.score_s is not None),
+            key=lambda m: m.score_s or 0.0,
+        )[:FINALISTS]
+        for measurement in finalists:
+            found[measurement.encoding] = self._second_round(measurement)
+        winner = best(list(found.values()))
+        if winner is not None:
+            winner = found[winner.encoding] = replace(winner, verdict="best")
+        self._advance(self._steps)
+        return Outcome(winner, tuple(found.values()))
+
+    def path(self, name: str) -> Path:
+        """The file of an encoding; it is there once the encoding was tried and works."""
+        return self._source if name == SOURCE else self._workshop / f"{name}.gguf"
+
+    def _make_reference(self, reference: Path) -> str | None:
+        """Write the distributions of the source's own weights. Returns why not, if that does not work."""
+        encoding = SOURCE if self._facts.encoding in {"f32", "f16", "bf16"} else REFERENCE
+        if lack := self._lacks_room(encoding):
+            return lack
+        made = None if encoding == SOURCE else encoding
+        path = self.path(encoding)
+        return self._attempt(path, made, effort=None, reference=reference, write_reference=True).failure
+
+    def _first_round(self, name: str, reference: Path) -> Measurement:
+        path = self.path(name)
+        if self._now() > self._end:
+            self._advance(1)
+            return Measurement(name, 0, verdict="not tried: the time for trials was over")
+        if lack := self._lacks_room(name):
+            self._advance(1)
+            return Measurement(name, 0, verdict=f"not tried: {lack}")
+        made = None if name == SOURCE or path.is_file() else name
+        result = self._attempt(path, made, effort=SKETCH, reference=reference)
+        size = path.stat().st_size if path.is_file() else 0
+        measurement = _measured(Measurement(name, size), result)
+        if result.failure:
+            return replace(measurement, verdict=f"does not work: {result.failure}")
+        if not measurement.faithful:
+            return replace(measurement, verdict="refused: it changes what the model says")
+        return replace(measurement, verdict="slower")
+
+    def _second_round(self, measurement: Measurement) -> Measurement:
+        if self._now() > self._end:
+            self._advance(1)
+            return measurement
+        result = self._attempt(self.path(measurement.encoding), None, effort=CAREFUL)
+        return measurement if result.failure else _measured(measurement, result)
+
+    def _attempt(
+        self,
+        path: Path,
+        encoding: str | None,
+        *,
+        effort: Effort | None,
+        reference: Path | None = None,
+        write_reference: bool = False,
+    ) -> Result:
+        result = self._bench.attempt(
+            self._source,
+            path,
+            encoding,
+            effort=effort,
+            reference=reference,
+            write_reference=write_reference,
+        )
+        self._advance(1)
+        return result
+
+    def _advance(self, steps: int) -> None:
+        """One trial is shown as the bytes of one source: their number is what a trial's time grows with."""
+        self._done = min(self._done + steps, self._steps)
+        self._progress(_STEP, self._done * self._facts.file_bytes, self._steps * self._facts.file_bytes)
+
+    def _lacks_room(self, name: str) -> str | None:
+        """Why there is no room for a trial of `name`, if there is none."""
+        size = size_estimate_bytes(self._facts, name)
+        if 1.2 * size + 1e9 > available_memory_bytes():
+            return f"{size / 1e6:,.0f} MB of weights do not fit in the memory that is free"
+        if name == SOURCE or self.path(name).is_file():
+            return None
+        try:
+            require_space(self._workshop, size, f"The encoding {name}")
+        except DownloadFailed as error:
+            return str(error)
+        return None
+
+
+def _measured(measurement: Measurement, result: Result) -> Measurement:
+    """`measurement` with what `result` found in place of what it had."""
+    if quality := result.quality:
+        measurement = replace(
+            measurement,
+            encode_s=result.encode_s,
+            kl_mean=quality.kl_mean,
+            kl_max=quality.kl_max,
+            top1_agreement=quality.top1_agreement,
+        )
+    if speed := result.speed:
+        measurement = replace(
+            measurement,
+            prefill_tokens_per_s=speed.prefill_tokens_per_s,
+            turn_64_s=speed.turn_s,
+            decode_tokens_per_s=speed.decode_tokens_per_s,
+            decode_8_tokens_per_s=speed.decode_8_tokens_per_s,
+        )
+    return measurement
