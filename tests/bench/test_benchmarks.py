@@ -56,7 +56,7 @@ async def test_memory_samples_the_whole_run(launch: Launch) -> None:
     assert rows[0][0] == 0
     assert rows[-1][0] == 100
     assert result.figures["bound_bytes"] > 2**30
-    assert [verdict.what for verdict in result.verdicts][0] == "peak RSS over the bound"
+    assert [verdict.limit for verdict in result.verdicts] == [1.0, 0.01]
 
 
 def test_growth_is_that_of_the_last_half() -> None:
@@ -107,7 +107,8 @@ async def test_peers_are_compared(launch: Launch, process_command: ServerCommand
 
 async def test_a_server_is_gone_after_use(process_command: ServerCommand) -> None:
     async with running_server(process_command) as running:
-        assert 0 < running.rss_bytes() <= running.peak_rss_bytes() * 1.5
+        assert running.rss_bytes() > 0
+        assert running.peak_rss_bytes() > 0
     assert running.rss_bytes() == 0
 
 

@@ -27,9 +27,11 @@ from stockpot.engine.llamacpp import open_driver
 from stockpot.models.source import locate
 from stockpot.settings import DEFAULT_MODEL, load_settings
 
-CELLS = 1024
+CELLS = 512
 SEQUENCES = 8
-BATCH_TOKENS = 128
+BATCH_TOKENS = 64
+NOISE = {"f16": 0.02, "q8_0": 1.0}
+"""Logits; what goes wrong when a cell is missed is above 5."""
 LIBRARY = os.environ.get("STOCKPOT_TEST_LIBRARY", "wheel")
 KV_CELL_TYPE = os.environ.get("STOCKPOT_TEST_KV_CELL_TYPE", "f16")
 TEXT = (
@@ -54,13 +56,14 @@ def available(library: str) -> bool:
 
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The default model in an encoding that each library computes right (the fork does not, for its own)."""
+    """The default model with weights in f16: where those have eight bits or fewer, activations are rounded to
+    eight too, and KV that is summed in another order changes logits by up to 1 instead of 0.001."""
     cache_dir = load_settings().cache_dir
-    source = locate(DEFAULT_MODEL, cache_dir=cache_dir).path
-    name, encoding = ("llama-cpp", "q8_0") if LIBRARY == "llama-cpp" else ("ik", "q8_0_r8")
-    target = tmp_path_factory.mktemp("model") / f"{encoding}.gguf"
+    target = tmp_path_factory.mktemp("model") / "f16.gguf"
+    binding = "llama-cpp" if LIBRARY == "llama-cpp" else "ik"
     library = "auto" if LIBRARY == "llama-cpp" else LIBRARY
-    open_binding(name, library=library, cache_dir=cache_dir).quantize(source, target, encoding)
+    source = locate(DEFAULT_MODEL, cache_dir=cache_dir).path
+    open_binding(binding, library=library, cache_dir=cache_dir).quantize(source, target, "f16")
     return target
 
 
@@ -82,7 +85,7 @@ def shared_driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
         max_sequences=SEQUENCES,
         max_batch_tokens=BATCH_TOKENS,
         kv_cell_type=KV_CELL_TYPE,
-        threads=None,
+        threads=1,
     )
     yield driver
     driver.close()
@@ -125,9 +128,8 @@ def extend(driver: Driver, sequence: int, tokens: Tokens, start: int = 0, step: 
 
 def same(driver: Driver, a: Row, b: Row) -> bool:
     """Equal, but for floating-point order: KV that lies in other cells is summed in another order."""
-    if isinstance(driver, FakeDriver):
-        return bool(np.array_equal(a, b))
-    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) > 0.9995 and float(np.abs(a - b).max()) < 1.5
+    noise = 0.0 if isinstance(driver, FakeDriver) else NOISE[KV_CELL_TYPE]
+    return float(np.abs(a - b).max()) <= noise
 
 
 def prompts(driver: Driver, count: int, tokens: int) -> list[Tokens]:
@@ -246,7 +248,7 @@ def test_bytes_that_do_not_fit_are_refused(driver: Driver) -> None:
 
 def test_sequences_are_not_disturbed_by_those_that_come_and_go(driver: Driver) -> None:
     """Cells of many sequences lie mixed, with holes that end pages: what a library must get right."""
-    texts = prompts(driver, SEQUENCES, 90)
+    texts = prompts(driver, SEQUENCES, 60)
     expected: list[Row] = []
     for tokens in texts:
         driver.clear()
@@ -254,85 +256,85 @@ def test_sequences_are_not_disturbed_by_those_that_come_and_go(driver: Driver) -
     driver.clear()
     for sequence, tokens in enumerate(texts):
         extend(driver, sequence, tokens[:40])
-    for position in range(40, 80):
+    for position in range(40, 54):
         driver.decode(batch([(t[position], position, s, False) for s, t in enumerate(texts)]))
     stay = [1, 4, 7]
     for sequence in set(range(SEQUENCES)) - set(stay):
         driver.cut(sequence)
-    for position in range(80, 89):
+    for position in range(54, 59):
         driver.decode(batch([(texts[s][position], position, s, False) for s in stay]))
-    out = driver.decode(batch([(texts[s][89], 89, s, True) for s in stay]))
+    out = driver.decode(batch([(texts[s][59], 59, s, True) for s in stay]))
     assert all(same(driver, row, expected[s]) for s, row in zip(stay, out, strict=True))
     driver.cut(1)
     driver.cut(4)
-    driver.cut(7, 89)
-    assert same(driver, extend(driver, 7, texts[7][89:], 89), expected[7])
+    driver.cut(7, 59)
+    assert same(driver, extend(driver, 7, texts[7][59:], 59), expected[7])
 
 
 def test_out_of_cells_changes_nothing(driver: Driver) -> None:
-    texts = prompts(driver, SEQUENCES, 128)
+    texts = prompts(driver, SEQUENCES, 64)
     expected = [extend_alone(driver, texts[5]), extend_alone(driver, texts[7])]
     driver.clear()
     for sequence in range(7):
         extend(driver, sequence, texts[sequence])
-    extend(driver, 7, texts[7][:100])
+    extend(driver, 7, texts[7][:50])
     used = driver.used_cells()
     with pytest.raises(OutOfCells, match="cells"):
-        driver.decode(batch([(t, 100 + i, 7, False) for i, t in enumerate(texts[0][:29])]))
+        driver.decode(batch([(t, 50 + i, 7, False) for i, t in enumerate(texts[0][:15])]))
     assert driver.used_cells() == used
-    (block,) = driver.export_spans(6, [Span(0, 128)])
+    (block,) = driver.export_spans(6, [Span(0, 64)])
     driver.cut(6)
-    extend(driver, 7, texts[7][100:127], 100)
+    extend(driver, 7, texts[7][50:63], 50)
     extend(driver, 6, texts[6][:1])
     driver.cut(6)
-    extend(driver, 5, texts[5][:100], 128)
+    extend(driver, 5, texts[5][:50], 64)
     used = driver.used_cells()
     with pytest.raises(OutOfCells, match="cells"):
-        driver.import_spans(6, [(Span(0, 128), block)], Span(0, 128))
+        driver.import_spans(6, [(Span(0, 64), block)], Span(0, 64))
     assert driver.used_cells() == used
-    driver.cut(5, 127)
-    assert same(driver, extend(driver, 5, texts[5][127:], 127), expected[0])
-    assert same(driver, extend(driver, 7, texts[7][127:], 127), expected[1])
+    driver.cut(5, 63)
+    assert same(driver, extend(driver, 5, texts[5][63:], 63), expected[0])
+    assert same(driver, extend(driver, 7, texts[7][63:], 63), expected[1])
 
 
 def test_defragmenting_makes_room_and_keeps_everything(driver: Driver) -> None:
-    texts = prompts(driver, SEQUENCES, 128)
-    expected = [extend_alone(driver, texts[1][:60] + texts[s][:61]) for s in range(SEQUENCES)]
+    texts = prompts(driver, SEQUENCES, 64)
+    expected = [extend_alone(driver, texts[1][:60] + texts[s][:21]) for s in range(SEQUENCES)]
     driver.clear()
     extend(driver, 1, texts[1][:60])
     for sequence in set(range(SEQUENCES)) - {1}:
         driver.copy(1, sequence, Span(0, 60))
-    for step in range(60):
+    for step in range(20):
         driver.decode(batch([(t[step], 60 + step, s, False) for s, t in enumerate(texts)]))
-    (block,) = driver.export_spans(0, [Span(0, 120)])
+    (block,) = driver.export_spans(0, [Span(0, 80)])
     for sequence in range(0, SEQUENCES, 2):
         driver.cut(sequence)
     extend(driver, 0, texts[0])
     driver.cut(0)
-    assert driver.used_cells() in (60 + 4 * 60, None)
+    assert driver.used_cells() in (60 + 4 * 20, None)
     driver.defragment()
     driver.defragment()
-    assert driver.used_cells() in (60 + 4 * 60, None)
+    assert driver.used_cells() in (60 + 4 * 20, None)
     for sequence in range(1, SEQUENCES, 2):
-        row = extend(driver, sequence, texts[sequence][60:61], 120)
+        row = extend(driver, sequence, texts[sequence][20:21], 80)
         assert same(driver, row, expected[sequence])
-    driver.import_spans(0, [(Span(0, 120), block)], Span(0, 120))
-    assert same(driver, extend(driver, 0, texts[0][60:61], 120), expected[0])
+    driver.import_spans(0, [(Span(0, 80), block)], Span(0, 80))
+    assert same(driver, extend(driver, 0, texts[0][20:21], 80), expected[0])
     for sequence in (2, 4, 6):
-        extend(driver, sequence, texts[sequence], step=100)
+        extend(driver, sequence, texts[sequence], step=50)
 
 
 def test_any_course_of_events_leaves_sequences_right(driver: Driver) -> None:
     """A random walk over the calls; at its end every sequence goes on as one that was computed alone."""
     random = np.random.default_rng(11)
-    texts = prompts(driver, SEQUENCES, 120)
+    texts = prompts(driver, SEQUENCES, 64)
     holds: list[Tokens] = [[] for _ in range(SEQUENCES)]
     for _ in range(60):
         sequence, other = (int(s) for s in random.permutation(SEQUENCES)[:2])
         held = holds[sequence]
         match CALLS[int(random.integers(len(CALLS)))]:
-            case "decode" if len(held) < 90:
-                more = texts[other][len(held) : len(held) + int(random.integers(1, 30))]
+            case "decode" if len(held) < 40:
+                more = texts[other][len(held) : len(held) + int(random.integers(1, 20))]
                 try:
                     extend(driver, sequence, more, len(held))
                 except OutOfCells:
@@ -340,7 +342,7 @@ def test_any_course_of_events_leaves_sequences_right(driver: Driver) -> None:
                     extend(driver, sequence, more, len(held))
                 held += more
             case "mixed":
-                rows = [(texts[s][len(h)], len(h), s, False) for s, h in enumerate(holds) if 0 < len(h) < 110]
+                rows = [(texts[s][len(h)], len(h), s, False) for s, h in enumerate(holds) if 0 < len(h) < 60]
                 if rows:
                     driver.decode(batch(rows))
                 for token, _, owner, _ in rows:
@@ -356,7 +358,7 @@ def test_any_course_of_events_leaves_sequences_right(driver: Driver) -> None:
                 driver.cut(sequence)
                 held.clear()
             case "move" if held and not holds[other]:
-                spans = [Span(i, min(i + 32, len(held))) for i in range(0, len(held), 32)]
+                spans = [Span(i, min(i + 16, len(held))) for i in range(0, len(held), 16)]
                 blocks = list(zip(spans, driver.export_spans(sequence, spans), strict=True))
                 driver.cut(sequence)
                 driver.import_spans(other, blocks, Span(0, len(held)))
@@ -365,7 +367,7 @@ def test_any_course_of_events_leaves_sequences_right(driver: Driver) -> None:
                 driver.defragment()
             case _:
                 continue
-    last = [t[110] for t in texts]
+    last = [t[62] for t in texts]
     rows = [(last[s], len(h), s, True) for s, h in enumerate(holds) if h]
     out = driver.decode(batch(rows)).copy()
     assert len(rows) > 2

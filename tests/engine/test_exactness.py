@@ -2,14 +2,15 @@
 
 Fifty prompts (single, multi-turn, branching, shared prefix) are answered by a lone request without a cache,
 then with the cache, concurrently, preempted, and restored from RAM. Tokens must be equal. One exception is
-physics: a batch of another shape adds floating-point numbers in another order, so where the two likeliest
-tokens are closer than that noise, either may win. The noise is measured here, and printed with every
-difference that it explains.
+physics: a batch of another shape, or cells in another order, adds floating-point numbers in another order
+(and eight-bit activations round them to other steps), so where the two likeliest tokens are closer than that
+noise, either may win. The noise is measured here, and printed with every difference that it explains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import count
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -101,19 +102,28 @@ class Run:
         self.core.check_integrity()
 
 
-def logits_after(driver: Driver, tokens: list[int], *, one_by_one: bool = False) -> NDArray[np.float32]:
-    """The logits behind a whole prompt, computed alone, in one batch or token by token."""
+def logits_after(driver: Driver, tokens: list[int]) -> NDArray[np.float32]:
+    """The logits behind a whole prompt, computed alone."""
+    return logits_together(driver, [tokens], driver.max_batch_tokens)[0]
+
+
+def logits_together(driver: Driver, prompts: list[list[int]], chunk: int) -> list[NDArray[np.float32]]:
+    """The logits behind each prompt, all prefilled side by side, `chunk` tokens of each in a batch."""
     driver.clear()
-    size = 1 if one_by_one else driver.max_batch_tokens
-    logits = np.empty(0, np.float32)
-    for start in range(0, len(tokens), size):
-        part = np.array(tokens[start : start + size], np.int32)
-        wants = np.zeros(len(part), np.bool_)
-        wants[-1] = True
-        positions = np.arange(start, start + len(part), dtype=np.int32)
-        logits = driver.decode(Batch(part, positions, np.zeros(len(part), np.int32), wants))[0].copy()
+    found: dict[int, NDArray[np.float32]] = {}
+    for start in range(0, max(map(len, prompts)), chunk):
+        rows = [
+            (token, start + at, sequence, start + at == len(prompt) - 1)
+            for sequence, prompt in enumerate(prompts)
+            for at, token in enumerate(prompt[start : start + chunk])
+        ]
+        columns = [np.array(column) for column in zip(*rows, strict=True)]
+        tokens, positions, sequences = (column.astype(np.int32) for column in columns[:3])
+        logits = driver.decode(Batch(tokens, positions, sequences, columns[3].astype(np.bool_)))
+        ended = [sequence for _, _, sequence, last in rows if last]
+        found.update(zip(ended, logits.copy(), strict=True))
     driver.clear()
-    return logits
+    return [found[sequence] for sequence in range(len(prompts))]
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +143,19 @@ def reference(real_driver: Driver, tokenised: list[list[int]]) -> list[list[int]
 
 @pytest.fixture(scope="module")
 def noise(real_driver: Driver, tokenised: list[list[int]]) -> float:
-    """The largest difference of a logit between a prompt prefilled at once and token by token."""
-    worst = 0.0
-    for prompt in tokenised[::10]:
-        at_once = logits_after(real_driver, prompt)
-        worst = max(worst, float(np.abs(at_once - logits_after(real_driver, prompt, one_by_one=True)).max()))
-    print(f"\nnoise of batch shape: {worst:.4f} (largest difference of a logit)")
+    """How far the distance of the two likeliest tokens moves when a prompt is prefilled beside others, its
+    cells among theirs: the most that was seen."""
+    worst = most = 0.0
+    for group in (tokenised[9:15], tokenised[18:24], tokenised[27:33]):
+        for chunk in (16, 40):
+            together = logits_together(real_driver, group, chunk)
+            for prompt, beside in zip(group, together, strict=True):
+                alone = logits_after(real_driver, prompt)
+                first, second = np.argsort(alone)[-2:]
+                moved = abs((alone[first] - alone[second]) - (beside[first] - beside[second]))
+                worst = max(worst, float(moved))
+                most = max(most, float(np.abs(alone - beside).max()))
+    print(f"\nnoise of batch shape: {worst:.3f} between the likeliest two, {most:.3f} for any logit")
     return worst
 
 
@@ -158,10 +175,9 @@ def check(
         place = next(i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b)
         logits = logits_after(driver, prompt + wanted[:place])
         gap = float(abs(logits[got[place]] - logits[wanted[place]]))
-        best = float(np.partition(logits, -2)[-2])
-        print(f"prompt {index}, token {place}: {got[place]} and {wanted[place]} are {gap:.4f} apart")
-        assert gap <= 2 * noise, f"prompt {index} differs at token {place} by {gap}, noise is {noise}"
-        assert min(logits[got[place]], logits[wanted[place]]) >= best - 2 * noise
+        behind = float(logits.max() - logits[got[place]])
+        print(f"prompt {index}, token {place}: {got[place]} and {wanted[place]} are {gap:.3f} apart")
+        assert behind <= noise, f"prompt {index}, token {place}: {behind} behind the best, noise is {noise}"
         explained += 1
     print(f"{len(tokenised) - explained} of {len(tokenised)} equal, {explained} within the noise")
     assert explained <= len(tokenised) // 5
@@ -209,7 +225,7 @@ def test_preempted_in_the_middle(
     real_driver: Driver, tokenised: list[list[int]], reference: list[list[int]], noise: float
 ) -> None:
     run = Run(real_driver, EngineLimits())
-    steps: Iterator[int] = iter(range(1, 10**6))
+    steps = count(1)
 
     def disturb() -> None:
         if next(steps) % 5 == 0:

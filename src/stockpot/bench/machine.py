@@ -65,7 +65,7 @@ def describe_machine() -> Machine:
     )
 
 
-def measure_idleness(seconds: float = 2.0) -> Idleness:
+def measure_idleness(seconds: float = 1.0) -> Idleness:
     """Watch the processors for `seconds`."""
     return Idleness(psutil.cpu_percent(interval=seconds), psutil.getloadavg()[0])
 

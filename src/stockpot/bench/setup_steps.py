@@ -89,14 +89,14 @@ class PythonEnvironment:
     def uv(self, *arguments: str, description: str) -> None:
         """`uv pip ARGUMENTS` for this environment, with the package sources pip is configured for."""
         command = [self.python, "-m", "uv", "pip", arguments[0], "--python", self.python, *arguments[1:]]
-        self._workshop.run(description, command, environment=_uv_sources(os.environ))
+        self._workshop.run(description, command, environment=uv_sources(os.environ))
 
     def site_packages(self) -> Path:
         """Where its packages lie."""
         return next(self.folder.glob("lib/python3.*/site-packages"))
 
 
-def _uv_sources(environment: Mapping[str, str]) -> dict[str, str]:
+def uv_sources(environment: Mapping[str, str]) -> dict[str, str]:
     """uv's names for pip's settings, where uv has none of its own."""
     names = {
         "PIP_FIND_LINKS": "UV_FIND_LINKS",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+import signal
+from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from rich.console import Console
     from rich.progress import TaskID
 
@@ -36,8 +39,8 @@ def register(app: typer.Typer) -> None:
         no_args_is_help=True,
         help=(
             "Measure what caching saves on this machine.\n\n"
-            "Each benchmark starts servers of its own on free ports, with the settings of the environment and "
-            "of ./stockpot.toml, and stops them. Close what else runs: two busy programs measure each other. "
+            "Each benchmark starts servers of its own on free ports, with the settings of the environment "
+            "and of ./stockpot.toml, and stops them. Close what else runs: busy programs measure each other. "
             "Results are a table here, and JSON, CSV, Markdown and a chart in --out."
         ),
     )
@@ -65,7 +68,7 @@ def _add_kv_cost(group: typer.Typer) -> None:
 
         plan = KvCostPlan.quick() if quick else KvCostPlan(turns=turns)
         with _progress() as progress:
-            result = asyncio.run(measure_kv_cost(plan, progress=progress))
+            result = _run(measure_kv_cost(plan, progress=progress))
         _finish(result, out)
 
 
@@ -85,7 +88,7 @@ def _add_prefix(group: typer.Typer) -> None:
 
         plan = PrefixPlan.quick() if quick else PrefixPlan()
         with _progress() as progress:
-            result = asyncio.run(measure_prefix(plan, progress=progress))
+            result = _run(measure_prefix(plan, progress=progress))
         _finish(result, out)
 
 
@@ -116,7 +119,7 @@ def _add_peers(group: typer.Typer) -> None:
         with _progress() as progress:
             for peer in chosen:
                 peer.prepare(progress)
-            result = asyncio.run(measure_peers(plan, chosen, progress=progress))
+            result = _run(measure_peers(plan, chosen, progress=progress))
         _finish(result, out)
 
 
@@ -137,7 +140,7 @@ def _add_memory(group: typer.Typer) -> None:
 
         plan = MemoryPlan.quick() if quick else MemoryPlan(requests=requests)
         with _progress() as progress:
-            result = asyncio.run(measure_memory(plan, progress=progress))
+            result = _run(measure_memory(plan, progress=progress))
         _finish(result, out)
 
 
@@ -157,6 +160,20 @@ def _peers(only: list[str] | None) -> tuple[Peer, ...]:
         raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(others)}", param_hint="--peer")
     wanted = [others[name] for name in dict.fromkeys(only or others)]
     return (StockpotPeer(), *wanted)
+
+
+def _run(measurement: Coroutine[Any, Any, Result]) -> Result:
+    """Measure; SIGTERM ends it as Ctrl-C does, so that the servers it started end with it."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        return asyncio.run(measurement)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 
-from stockpot.errors import RequestError, ServerUnreachable
-from stockpot.events import Completed, Delta
+from stockpot.errors import EngineFailed, RequestError, ServerUnreachable
+from stockpot.events import Completed, Delta, Finished
 from stockpot.requests import ChatRequest, Generation, Message, Sampling
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ class BackendSource:
             async for event in events:
                 if isinstance(event, Delta) and event.text:
                     yield event.text
+                elif isinstance(event, Finished) and event.reason == "error":
+                    raise EngineFailed(f"The answer broke off: {event.detail}")
                 elif isinstance(event, Completed):
                     usage, timings = event.usage, event.timings
                     yield TurnFigures(
@@ -151,8 +153,8 @@ class HttpSource:
 class Conversation:
     """Messages so far, and a source that continues them.
 
-    A question whose answer was stopped stays with the part that was shown; one that failed before any text
-    is taken back, so that it can be asked again.
+    A question whose answer was stopped or broke off stays, with the part that was shown; one without any
+    text in answer is taken back, so that it can be asked again.
     """
 
     def __init__(self, source: ChatSource, options: ChatOptions, *, system: str | None = None) -> None:
@@ -184,9 +186,6 @@ class Conversation:
                         yield part
                     else:
                         self.turns.append(part)
-        except RequestError:
-            pieces.clear()
-            raise
         finally:
             if pieces:
                 self._messages.append(Message("assistant", "".join(pieces)))

@@ -1,0 +1,186 @@
+"""`stockpot chat` over a fake model: in this process, over HTTP, and through a pipe."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from stockpot.backends.fake import FakeBackend, FakeBehaviour
+from stockpot.cli import chat
+from stockpot.cli.conversation import (
+    BackendSource,
+    ChatOptions,
+    ChatSource,
+    Conversation,
+    HttpSource,
+    TurnFigures,
+)
+from stockpot.errors import EngineFailed, RequestError, ServerUnreachable
+from stockpot.requests import Message
+from stockpot.settings import Settings
+from stockpot.telemetry.metrics import Metrics
+from stockpot.wire.app import create_app
+from stockpot.wire.server import Server, listen
+
+pytestmark = pytest.mark.anyio
+
+_OPTIONS = ChatOptions(max_tokens=6, temperature=0)
+
+
+@pytest.fixture(scope="module")
+def url() -> Generator[str]:
+    """A server in a thread."""
+    backend = FakeBackend()
+    server = Server(create_app(backend, Settings(), Metrics(backend.engine_stats)), backend, drain_s=1)
+    listener = listen("127.0.0.1", 0)
+    loop = asyncio.new_event_loop()
+
+    async def run() -> None:
+        await backend.start()
+        await server.serve([listener])
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(run(),), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+    loop.close()
+
+
+@pytest.fixture(params=["backend", "http"])
+async def source(request: pytest.FixtureRequest, url: str) -> AsyncGenerator[ChatSource]:
+    """Both places a model can be."""
+    if request.param == "http":
+        yield HttpSource(url, "fake")
+        return
+    backend = FakeBackend()
+    await backend.start()
+    yield BackendSource(backend)
+    await backend.stop(drain=False)
+
+
+async def _ask(conversation: Conversation, question: str) -> str:
+    async with aclosing(conversation.ask(question)) as pieces:
+        return "".join([piece async for piece in pieces])
+
+
+async def test_a_conversation_grows_and_counts(source: ChatSource) -> None:
+    conversation = Conversation(source, _OPTIONS, system="Be brief.")
+    first = await _ask(conversation, "one two three four five six seven")
+    second = await _ask(conversation, "eight nine")
+    roles = [message.role for message in conversation.messages]
+    assert roles == ["system", "user", "assistant", "user", "assistant"]
+    assert [message.content for message in conversation.messages][2::2] == [first, second]
+    one, two = conversation.turns
+    assert one.completion_tokens == 6
+    assert one.ttft_s is not None
+    assert one.ttft_s <= one.total_s
+    assert two.cached_tokens > 0
+    assert two.computed_tokens == two.prompt_tokens - two.cached_tokens
+    conversation.clear()
+    assert conversation.messages == (Message("system", "Be brief."),)
+    assert not conversation.turns
+
+
+async def test_a_stopped_answer_keeps_what_was_shown(source: ChatSource) -> None:
+    conversation = Conversation(source, _OPTIONS)
+    async with aclosing(conversation.ask("one two three four")) as pieces:
+        shown = await anext(pieces)
+    assert conversation.messages == (Message("user", "one two three four"), Message("assistant", shown))
+    assert not conversation.turns
+
+
+async def test_a_refused_question_is_taken_back(source: ChatSource) -> None:
+    conversation = Conversation(source, _OPTIONS)
+    with pytest.raises(RequestError, match="context"):
+        await _ask(conversation, "x" * 5000)
+    assert not conversation.messages
+    assert await _ask(conversation, "short enough now")
+
+
+async def test_an_answer_that_fails_midway_is_said() -> None:
+    backend = FakeBackend(FakeBehaviour(error_after_tokens=1))
+    await backend.start()
+    conversation = Conversation(BackendSource(backend), _OPTIONS)
+    with pytest.raises(EngineFailed, match="as it was told to"):
+        await _ask(conversation, "one two three")
+    assert [message.role for message in conversation.messages] == ["user", "assistant"]
+    await backend.stop(drain=False)
+
+
+async def test_nobody_at_the_address(unused_url: str) -> None:
+    conversation = Conversation(HttpSource(unused_url, "fake"), _OPTIONS)
+    with pytest.raises(ServerUnreachable, match="Is the server still running"):
+        await _ask(conversation, "hello")
+    assert not conversation.messages
+
+
+@pytest.fixture
+def unused_url() -> str:
+    with listen("127.0.0.1", 0) as listener:
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_rate_counts_the_tokens_after_the_first() -> None:
+    assert TurnFigures(10, 4, 11, ttft_s=1.0, total_s=2.0).tokens_per_s == pytest.approx(10)
+    assert TurnFigures(10, 4, 1, ttft_s=1.0, total_s=1.0).tokens_per_s is None
+    assert TurnFigures(10, 4, 0, ttft_s=None, total_s=1.0).tokens_per_s is None
+
+
+def _run(arguments: Sequence[str], lines: Sequence[str]) -> tuple[int, str]:
+    app = typer.Typer()
+    chat.register(app)
+    result = CliRunner().invoke(app, list(arguments), input="\n".join(lines) + "\n", env={"COLUMNS": "120"})
+    return result.exit_code, result.output
+
+
+def test_a_pipe_of_questions(url: str) -> None:
+    lines = [
+        "one two three",
+        "",
+        "four five",
+        "/stats",
+        "/nonsense",
+        "/new",
+        "/stats",
+        "/help",
+        "/quit",
+        "never",
+    ]
+    code, output = _run(["--url", url, "--max-tokens", "3"], lines)
+    assert code == 0, output
+    assert output.count("tokens cached") == 2
+    assert "computed; TTFT" in output
+    assert "There is no command /nonsense" in output
+    assert "Nothing asked yet." in output
+    assert "forget the conversation" in output
+    assert "never" not in output
+
+
+def test_the_url_may_end_in_v1(url: str) -> None:
+    code, output = _run(["--url", f"{url}/v1/", "--model", "fake"], ["hello there"])
+    assert code == 0, output
+    assert "tokens cached" in output
+
+
+def test_an_error_in_a_pipe_is_an_exit_code(url: str) -> None:
+    app = typer.Typer()
+    chat.register(app)
+    result = CliRunner().invoke(app, ["--url", url, "--model", "another"], input="hello\n")
+    assert isinstance(result.exception, RequestError)
+    assert "another" in result.output
+
+
+def test_no_server_at_a_given_address(unused_url: str) -> None:
+    app = typer.Typer()
+    chat.register(app)
+    result = CliRunner().invoke(app, ["--url", unused_url], input="hello\n")
+    assert isinstance(result.exception, ServerUnreachable)
+    assert "stockpot serve" in str(result.exception)
