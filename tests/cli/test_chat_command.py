@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pty
+import select
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 
 import pytest
 import typer
@@ -33,10 +38,9 @@ pytestmark = pytest.mark.anyio
 _OPTIONS = ChatOptions(max_tokens=6, temperature=0)
 
 
-@pytest.fixture(scope="module")
-def url() -> Generator[str]:
-    """A server in a thread."""
-    backend = FakeBackend()
+@contextmanager
+def _served(backend: FakeBackend) -> Generator[str]:
+    """The address of a server in a thread."""
     server = Server(create_app(backend, Settings(), Metrics(backend.engine_stats)), backend, drain_s=1)
     listener = listen("127.0.0.1", 0)
     loop = asyncio.new_event_loop()
@@ -47,11 +51,20 @@ def url() -> Generator[str]:
 
     thread = threading.Thread(target=loop.run_until_complete, args=(run(),), daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(timeout=20)
-    assert not thread.is_alive()
-    loop.close()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=20)
+        assert not thread.is_alive()
+        loop.close()
+
+
+@pytest.fixture(scope="module")
+def url() -> Generator[str]:
+    """A server that answers at once."""
+    with _served(FakeBackend()) as address:
+        yield address
 
 
 @pytest.fixture(params=["backend", "http"])
@@ -184,3 +197,73 @@ def test_no_server_at_a_given_address(unused_url: str) -> None:
     result = CliRunner().invoke(app, ["--url", unused_url], input="hello\n")
     assert isinstance(result.exception, ServerUnreachable)
     assert "stockpot serve" in str(result.exception)
+
+
+# Ctrl-C reaches the processes of the session whose terminal this is.
+_PROGRAM = """
+import fcntl, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+import typer
+from stockpot.cli import chat
+
+app = typer.Typer()
+chat.register(app)
+app()
+"""
+
+
+class _Terminal:
+    """A program at a terminal of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, *arguments],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        self._seen = ""
+
+    def expect(self, text: str) -> str:
+        """What came until `text` did; it counts as read."""
+        while text not in self._seen:
+            ready, _, _ = select.select([self._ours], [], [], 20)
+            assert ready, f"waited for {text!r}, saw {self._seen!r}"
+            self._seen += os.read(self._ours, 4096).decode()
+        before, _, self._seen = self._seen.partition(text)
+        return before
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+    def close(self) -> int:
+        """The exit code."""
+        code = self.process.wait(20)
+        os.close(self._ours)
+        return code
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program() -> None:
+    backend = FakeBackend(FakeBehaviour(token_delay_s=0.05))
+    with _served(backend) as address:
+        terminal = _Terminal("--url", address)
+        terminal.expect("/help lists commands")
+        terminal.expect("> ")
+        terminal.type("one " * 200 + "\r")
+        terminal.expect("\n")
+        terminal.expect("one")
+        terminal.type("\x03")
+        terminal.expect("(stopped)")
+        terminal.expect("> ")
+        terminal.type("half a line\x03")
+        terminal.expect("Ctrl-D leaves")
+        terminal.type("hello\r")
+        terminal.expect("tokens cached")
+        terminal.expect("> ")
+        terminal.type("\x04")
+        assert terminal.close() == 0
+        assert backend.cancelled == 1

@@ -30,7 +30,7 @@ from stockpot.settings import DEFAULT_MODEL, load_settings
 CELLS = 512
 SEQUENCES = 8
 BATCH_TOKENS = 64
-NOISE = {"f16": 0.02, "q8_0": 1.0}
+NOISE = {"f16": 0.05, "q8_0": 1.0}
 """Logits; what goes wrong when a cell is missed is above 5."""
 LIBRARY = os.environ.get("STOCKPOT_TEST_LIBRARY", "wheel")
 KV_CELL_TYPE = os.environ.get("STOCKPOT_TEST_KV_CELL_TYPE", "f16")
@@ -90,8 +90,9 @@ def shared_driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
     yield driver
     driver.close()
     driver.close()
-    with pytest.raises(DriverFailure):
-        driver.clear()
+    for call in (driver.clear, lambda: driver.vocabulary.encode("text", special=False)):
+        with pytest.raises(DriverFailure):
+            call()
 
 
 @pytest.fixture
@@ -161,7 +162,7 @@ def test_facts_and_vocabulary(driver: Driver) -> None:
 def test_batches_of_any_size_compute_the_same(driver: Driver) -> None:
     (tokens,) = prompts(driver, 1, 100)
     whole = extend(driver, 0, tokens)
-    for sequence, step in ((1, 37), (2, 99)):
+    for sequence, step in ((1, 17), (2, 63)):
         assert same(driver, whole, extend(driver, sequence, tokens, step=step))
 
 

@@ -9,9 +9,9 @@ noise, either may win. The noise is measured here, and printed with every differ
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import count
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 import pytest
@@ -25,6 +25,8 @@ from stockpot.engine.sequence import Sequence, Task
 from stockpot.engine.text_stream import TextStream
 from stockpot.events import Delta, Event
 from stockpot.requests import Sampling
+from stockpot.runtime import open_driver_for
+from stockpot.settings import Settings
 
 ANSWER_TOKENS = 16
 TOPICS = (
@@ -126,15 +128,25 @@ def logits_together(driver: Driver, prompts: list[list[int]], chunk: int) -> lis
     return [found[sequence] for sequence in range(len(prompts))]
 
 
-@pytest.fixture(scope="module")
-def tokenised(real_driver: Driver) -> list[list[int]]:
-    return [real_driver.vocabulary.encode(text, special=True) for text in prompts()]
+@pytest.fixture(scope="module", params=["f16", "auto"])
+def driver(request: pytest.FixtureRequest, user_settings: Settings) -> Iterator[Driver]:
+    """The default model in f16, where noise is a few thousandths, and in what users get on this machine
+    (mostly eight bits, activations too, where it is a few tenths)."""
+    model = user_settings.model.model_copy(update={"encoding": request.param})
+    opened = open_driver_for(user_settings.model_copy(update={"model": model}))
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="module")
-def reference(real_driver: Driver, tokenised: list[list[int]]) -> list[list[int]]:
+def tokenised(driver: Driver) -> list[list[int]]:
+    return [driver.vocabulary.encode(text, special=True) for text in prompts()]
+
+
+@pytest.fixture(scope="module")
+def reference(driver: Driver, tokenised: list[list[int]]) -> list[list[int]]:
     """Each prompt alone, without a cache."""
-    run = Run(real_driver, EngineLimits(cache_enabled=False))
+    run = Run(driver, EngineLimits(cache_enabled=False))
     for index, prompt in enumerate(tokenised):
         run.submit(str(index), prompt)
         run.finish()
@@ -142,20 +154,22 @@ def reference(real_driver: Driver, tokenised: list[list[int]]) -> list[list[int]
 
 
 @pytest.fixture(scope="module")
-def noise(real_driver: Driver, tokenised: list[list[int]]) -> float:
+def noise(driver: Driver, tokenised: list[list[int]]) -> float:
     """How far the distance of the two likeliest tokens moves when a prompt is prefilled beside others, its
     cells among theirs: the most that was seen."""
     worst = most = 0.0
     for group in (tokenised[9:15], tokenised[18:24], tokenised[27:33]):
         for chunk in (16, 40):
-            together = logits_together(real_driver, group, chunk)
+            together = logits_together(driver, group, chunk)
             for prompt, beside in zip(group, together, strict=True):
-                alone = logits_after(real_driver, prompt)
+                alone = logits_after(driver, prompt)
                 first, second = np.argsort(alone)[-2:]
                 moved = abs((alone[first] - alone[second]) - (beside[first] - beside[second]))
                 worst = max(worst, float(moved))
                 most = max(most, float(np.abs(alone - beside).max()))
-    print(f"\nnoise of batch shape: {worst:.3f} between the likeliest two, {most:.3f} for any logit")
+    print(
+        f"\nnoise of batch shape: {worst:.3f} between the likeliest two, {most:.3f} for any logit ({driver.facts.weights_bytes:,} bytes)"
+    )
     return worst
 
 
@@ -177,38 +191,38 @@ def check(
         gap = float(abs(logits[got[place]] - logits[wanted[place]]))
         behind = float(logits.max() - logits[got[place]])
         print(f"prompt {index}, token {place}: {got[place]} and {wanted[place]} are {gap:.3f} apart")
-        assert behind <= noise, f"prompt {index}, token {place}: {behind} behind the best, noise is {noise}"
+        # Both runs are noisy, and the noise was seen on few tokens: twice the most that was seen.
+        assert behind <= 2 * noise, f"prompt {index}, token {place}: {behind} behind, noise is {noise}"
         explained += 1
     print(f"{len(tokenised) - explained} of {len(tokenised)} equal, {explained} within the noise")
-    assert explained <= len(tokenised) // 5
 
 
 def test_with_the_cache_one_after_the_other(
-    real_driver: Driver, tokenised: list[list[int]], reference: list[list[int]], noise: float
+    driver: Driver, tokenised: list[list[int]], reference: list[list[int]], noise: float
 ) -> None:
-    run = Run(real_driver, EngineLimits())
+    run = Run(driver, EngineLimits())
     for index, prompt in enumerate(tokenised):
         run.submit(str(index), prompt)
         run.finish()
     assert run.core.stats().prompt_tokens_cached["ram"] > 0
-    check(real_driver, tokenised, reference, run.answers, noise)
+    check(driver, tokenised, reference, run.answers, noise)
 
 
 def test_all_at_once(
-    real_driver: Driver, tokenised: list[list[int]], reference: list[list[int]], noise: float
+    driver: Driver, tokenised: list[list[int]], reference: list[list[int]], noise: float
 ) -> None:
-    run = Run(real_driver, EngineLimits())
+    run = Run(driver, EngineLimits())
     for index, prompt in enumerate(tokenised):
         run.submit(str(index), prompt)
     run.finish()
     assert run.core.stats().prompt_tokens_cached["context"] > 0
-    check(real_driver, tokenised, reference, run.answers, noise)
+    check(driver, tokenised, reference, run.answers, noise)
 
 
 def test_restored_from_ram(
-    real_driver: Driver, tokenised: list[list[int]], reference: list[list[int]], noise: float
+    driver: Driver, tokenised: list[list[int]], reference: list[list[int]], noise: float
 ) -> None:
-    run = Run(real_driver, EngineLimits())
+    run = Run(driver, EngineLimits())
     for index, prompt in enumerate(tokenised):
         run.submit(f"first {index}", prompt)
     run.finish()
@@ -218,21 +232,21 @@ def test_restored_from_ram(
         run.finish()
     # Only the last token of each prompt is computed again: its logits are wanted.
     assert run.core.stats().prompt_tokens_computed - computed == len(tokenised)
-    check(real_driver, tokenised, reference, run.answers, noise)
+    check(driver, tokenised, reference, run.answers, noise)
 
 
 def test_preempted_in_the_middle(
-    real_driver: Driver, tokenised: list[list[int]], reference: list[list[int]], noise: float
+    driver: Driver, tokenised: list[list[int]], reference: list[list[int]], noise: float
 ) -> None:
-    run = Run(real_driver, EngineLimits())
+    run = Run(driver, EngineLimits())
     steps = count(1)
 
     def disturb() -> None:
-        if next(steps) % 5 == 0:
+        if next(steps) % 2 == 0:
             run.core.preempt_one()
 
     for index, prompt in enumerate(tokenised):
         run.submit(str(index), prompt)
     run.finish(disturb)
-    assert run.core.stats().preemptions > 10
-    check(real_driver, tokenised, reference, run.answers, noise)
+    assert run.core.stats().preemptions >= 10
+    check(driver, tokenised, reference, run.answers, noise)

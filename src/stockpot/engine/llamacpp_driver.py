@@ -64,7 +64,7 @@ class LlamaCppDriver(Driver):
         self._scratch = loaded.max_sequences
         self._dead = ""
         self.facts = loaded.facts
-        self.vocabulary = LlamaVocabulary(binding, loaded.model)
+        self.vocabulary = self._words = LlamaVocabulary(binding, loaded.model)
         self.cells = binding.cells(loaded.context)
         self.max_batch_tokens = min(loaded.max_batch_tokens, self.cells)
         self.max_sequences = loaded.max_sequences
@@ -172,6 +172,7 @@ class LlamaCppDriver(Driver):
 
     def close(self) -> None:
         if self._model is not None:
+            self._words.close()
             self._binding.free_context(self._context)
             self._binding.free_model(self._model)
             self._model = None

@@ -11,7 +11,7 @@ from stockpot.engine.bindings.binding import KV_CELL_TYPES, Binding, ContextShap
 from stockpot.engine.bindings.choice import choose_binding, load
 from stockpot.engine.driver import Driver, DriverFailure, ModelFacts
 from stockpot.engine.llamacpp_driver import LlamaCppDriver, LoadedModel, StateSize
-from stockpot.errors import ConfigurationError, ModelError
+from stockpot.errors import BindingUnavailable, ConfigurationError, ModelError
 from stockpot.models.gguf import GgufFacts, read_facts
 from stockpot.models.machine import usable_processors
 
@@ -62,7 +62,12 @@ def open_driver(
     except ModelError:
         chosen.free_model(model)
         raise
-    state, kv_bytes_per_token = _measure_state(chosen, context, max_sequences)
+    try:
+        state, kv_bytes_per_token = _measure_state(chosen, context, max_sequences)
+    except (BindingUnavailable, DriverFailure):
+        chosen.free_context(context)
+        chosen.free_model(model)
+        raise
     facts = _facts(file, name, _layout(chosen, shape, file), kv_bytes_per_token)
     return LlamaCppDriver(LoadedModel(chosen, model, context, facts, max_sequences, max_batch_tokens, state))
 
@@ -84,11 +89,26 @@ def _measure_state(binding: Binding, context: Handle, scratch: int) -> tuple[Sta
         raise DriverFailure(f"{binding.name} could not decode the first two tokens.")
     binding.synchronize(context)
     both = binding.state_size(context, 0)
+    if _exported_positions(binding, context, both) != [0, 1]:
+        raise BindingUnavailable(
+            f"{binding.name} {binding.version} writes KV in a form this version of Stockpot does not know "
+            "(or the model's positions are no simple indices). Another version of the library may do."
+        )
     binding.copy(context, 0, scratch, 0, 1)
     one = binding.state_size(context, scratch)
     binding.clear(context)
     per_token = both - one
     return StateSize(fixed=one - per_token, per_token=per_token), per_token - 4 * binding.state_format.words
+
+
+def _exported_positions(binding: Binding, context: Handle, size: int) -> list[int]:
+    """The positions that the export of sequence 0 states, read as `state_format` says."""
+    form = binding.state_format
+    data = np.zeros(size, dtype=np.uint8)
+    binding.state_get(context, 0, data.ctypes.data, size)
+    count = int(data[form.count_at : form.count_at + 4].view("<u4")[0])
+    end = form.cells_at + 4 * form.words * count
+    return data[form.cells_at : end].view("<i4")[:: form.words].tolist() if end <= size else []
 
 
 def _layout(binding: Binding, shape: ContextShape, file: GgufFacts) -> str:

@@ -66,22 +66,23 @@ class Traits:
 
 
 class LogTail:
-    """Takes the library's log: warnings and errors go to `logging` as debug lines, the last error is kept."""
+    """Takes the library's log: warnings and errors go to `logging` as debug lines, the first error is
+    kept: it tells the cause, those after it only who passed it on."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._last_error = ""
+        self._error = ""
 
     def __call__(self, level: int, text: bytes | None, _user: object) -> None:
         line = (text or b"").decode(errors="replace").strip()
         if level in (_WARNING, _ERROR) and line:
             _log.debug("%s: %s", self._name, line)
-        if level == _ERROR and line:
-            self._last_error = line
+        if level == _ERROR and line and not self._error:
+            self._error = line
 
     def take_error(self) -> str:
-        """The last error since the previous call, "" where there was none."""
-        line, self._last_error = self._last_error, ""
+        """The first error since the previous call, "" where there was none."""
+        line, self._error = self._error, ""
         return line
 
 
