@@ -12,6 +12,7 @@ import psutil
 from stockpot.backends.embedded import EmbeddedBackend
 from stockpot.engine.core import EngineLimits
 from stockpot.engine.driver import Driver, ModelFacts
+from stockpot.engine.driver_thread import DriverThread
 from stockpot.engine.llamacpp import BindingChoice, choose_binding, open_driver
 from stockpot.engine.reports import EngineStats, Observer, Report
 from stockpot.errors import BindingUnavailable
@@ -147,7 +148,8 @@ def open_driver_for(settings: Settings, prepared: PreparedModel | None = None) -
 def open_runtime(settings: Settings, *, progress: Progress | None = None) -> Runtime:
     """Everything that serves the model of `settings`. Blocks and raises as `prepare_model` does."""
     prepared = prepare_model(settings, progress=progress)
-    driver = open_driver_for(settings, prepared)
+    thread = DriverThread()
+    driver = thread.call(open_driver_for, settings, prepared)
     limits = EngineLimits(
         prefill_tokens_beside_decode=settings.engine.prefill_tokens_beside_decode,
         queue_limit=settings.engine.queue_limit,
@@ -163,6 +165,7 @@ def open_runtime(settings: Settings, *, progress: Progress | None = None) -> Run
         limits,
         served_name=prepared.located.name,
         observers=[observers],
+        thread=thread,
         details={
             "architecture": facts.architecture,
             "encoding": prepared.encoded.encoding,

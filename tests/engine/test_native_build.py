@@ -184,6 +184,19 @@ def test_a_failed_build_names_the_log_and_leaves_nothing(
     assert left_behind(tmp_path / "cache") == []
 
 
+def test_a_long_log_keeps_its_end(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_source_package(workshop.packages)
+    monkeypatch.setattr("stockpot.engine.native_build._MAX_LOG_BYTES", 10_000)
+    workshop.write_cmake("[print('warning', i) for i in range(5000)]; sys.exit('the reason')")
+    with pytest.raises(BuildFailed, match="the reason"):
+        build_native(tmp_path / "cache")
+    log = tmp_path / "cache/engine/build.log"
+    assert log.stat().st_size < 11_000
+    assert "warning 4999" in log.read_text()
+
+
 def test_what_is_missing_is_named(workshop: Workshop, tmp_path: Path) -> None:
     workshop.packages.mkdir()
     with pytest.raises(BuildFailed, match=r"Pip .* could not fetch .*ik-llama-cpp-python==0\.1\.5"):

@@ -20,6 +20,7 @@ from stockpot.engine.constraint import ConstraintFactory
 from stockpot.engine.control_tokens import control_spellings
 from stockpot.engine.core import EngineLimits
 from stockpot.engine.driver import Driver
+from stockpot.engine.driver_thread import DriverThread
 from stockpot.engine.engine import Engine
 from stockpot.engine.reports import EngineStats, Observer
 from stockpot.engine.sequence import Task
@@ -38,7 +39,8 @@ characters), so it is refused without the cost of tokenising it."""
 class EmbeddedBackend(Backend):
     """One model on one engine.
 
-    `close` frees the driver. `served_name` is the model's id in /v1/models; `details` are shown there too.
+    `thread` is the one the driver was opened on; `close` frees the driver there.
+    `served_name` is the model's id in /v1/models; `details` are shown there too.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class EmbeddedBackend(Backend):
         details: Mapping[str, Any] | None = None,
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
+        thread: DriverThread | None = None,
     ) -> None:
         self._driver = driver
+        self._thread = thread or DriverThread()
         self._limits = limits
         self._served_name = served_name
         self._details = dict(details or {})
@@ -75,7 +79,12 @@ class EmbeddedBackend(Backend):
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._engine = Engine(
-            self._driver, self._limits, sink=self._sink, observers=self._observers, clock=self._clock
+            self._driver,
+            self._limits,
+            sink=self._sink,
+            observers=self._observers,
+            clock=self._clock,
+            thread=self._thread,
         )
         self._engine.start()
 
@@ -85,7 +94,8 @@ class EmbeddedBackend(Backend):
 
     def close(self) -> None:
         """Free the model. Only after `stop`."""
-        self._driver.close()
+        self._thread.call(self._driver.close)
+        self._thread.close()
 
     def models(self) -> tuple[ModelCard, ...]:
         context = self._running_engine.max_request_tokens if self._engine else self._driver.cells

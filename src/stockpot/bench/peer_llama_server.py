@@ -16,7 +16,6 @@ from stockpot.bench.peer import Peer, ServedPeer
 from stockpot.bench.progress import BenchProgress
 from stockpot.bench.server import ServerCommand, free_port, running_server
 from stockpot.bench.setup_steps import Workshop, fetch_source
-from stockpot.bench.statistics import median
 from stockpot.bench.workload import WordSource
 from stockpot.errors import BuildFailed, ServerUnreachable
 from stockpot.models.source import locate
@@ -29,7 +28,7 @@ _CACHE_RAM_MIB = 8192
 _CONTEXT_TOKENS = 32768
 _PROBE_PROMPT_WORDS = 700
 _PROBE_ANSWER_TOKENS = 32
-_PROBE_REPEATS = 3
+_PROBE_REPEATS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +165,7 @@ class LlamaServerPeer(Peer):
             workshop.run(f"encode the model as {encoding}", command)
 
     def _probe(self, variant: _Variant, encoding: str) -> float | None:
-        """Seconds to answer one fresh prompt, the median of a few; None where the server dies of it."""
+        """Seconds to answer one fresh prompt, the best of a few (noise only adds); None where the server dies."""
         try:
             return asyncio.run(_answer_probes(self._command(variant, encoding, slots=_slots(2))))
         except ServerUnreachable:
@@ -182,7 +181,7 @@ async def _answer_probes(command: ServerCommand) -> float:
             await client.complete(words.text(_PROBE_PROMPT_WORDS), max_tokens=_PROBE_ANSWER_TOKENS)
             for _ in range(_PROBE_REPEATS)
         ]
-    return round(median([answer.total_s for answer in answers]), 4)
+    return round(min(answer.total_s for answer in answers), 4)
 
 
 def _slots(concurrency: int) -> int:

@@ -1,4 +1,4 @@
-"""The engine: one thread that owns the driver and runs `EngineCore` while there is something to do.
+"""The engine: the driver's thread runs `EngineCore` while there is something to do.
 
 Other threads put commands into a queue and are sent events through the sink. The thread never waits for
 network or disk.
@@ -11,6 +11,7 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import Future
 from functools import cached_property
 from typing import Literal
 
@@ -21,6 +22,7 @@ from stockpot.clock import Clock, SystemClock
 from stockpot.engine.constraint import Constraint
 from stockpot.engine.core import EngineCore, EngineLimits, Sink
 from stockpot.engine.driver import Driver
+from stockpot.engine.driver_thread import DriverThread
 from stockpot.engine.reports import EngineStats, Observer, RefusalReport
 from stockpot.engine.sampling import Sampler
 from stockpot.engine.sequence import Sequence, Task
@@ -45,7 +47,10 @@ State = Literal["new", "running", "draining", "stopping", "stopped", "failed"]
 
 
 class Engine:
-    """Runs requests on a driver. All methods may be called from any thread."""
+    """Runs requests on a driver. All methods may be called from any thread.
+
+    `thread` is the one the driver was opened on (see `DriverThread`); None starts one.
+    """
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class Engine:
         sink: Sink,
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
+        thread: DriverThread | None = None,
     ) -> None:
         self._driver = driver
         self._limits = limits
@@ -69,13 +75,14 @@ class Engine:
         self._open_tasks = 0  # submitted and not completed: bounds queue and commands alike
         self._state: State = "new"
         self._failure: str | None = None
-        self._thread = threading.Thread(target=self._run, name="stockpot-engine", daemon=True)
+        self._thread = thread or DriverThread()
+        self._ended: Future[None] | None = None
 
     def start(self) -> None:
         """Start the thread."""
         with self._wake:
             self._state = "running"
-        self._thread.start()
+        self._ended = self._thread.submit(self._run)
 
     @property
     def max_request_tokens(self) -> int:
@@ -128,11 +135,14 @@ class Engine:
                 return
             self._state = "draining" if drain and self._state != "stopping" else "stopping"
             self._wake.notify()
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
+        if self._ended is None:
+            return
+        try:
+            self._ended.result(timeout_s)
+        except TimeoutError:
             with self._wake:
                 self._state = "stopping"
-            self._thread.join()
+            self._ended.result()
 
     def stats(self) -> EngineStats:
         """A snapshot; counts may be a step apart from each other."""
@@ -219,8 +229,8 @@ class Engine:
         limit = self.max_request_tokens
         if len(prompt) >= limit:
             raise ContextLengthExceeded(
-                f"The prompt has {len(prompt)} tokens and the context holds {limit}, answer included. Shorten "
-                "the messages, or serve with a larger --context-tokens where the model allows it.",
+                f"The prompt has {len(prompt)} tokens and the context holds {limit}, answer included. "
+                "Shorten the messages, or serve with a larger --context-tokens where the model allows it.",
                 param="messages",
             )
         if not len(prompt):

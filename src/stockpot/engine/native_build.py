@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from stockpot.engine.bindings.ik import PACKAGE, VERSION
 from stockpot.engine.bindings.native import LIBRARIES, apply_edits, library_folder, native_library
@@ -31,6 +32,9 @@ _CMAKE_OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DGGML_NATIVE=ON",
     "-DBUILD_SHARED_LIBS=ON",
+    # The fork's templates give a hundred megabytes of warnings.
+    "-DCMAKE_C_FLAGS=-w",
+    "-DCMAKE_CXX_FLAGS=-w",
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF",
     "-DLLAMA_BUILD_SERVER=OFF",
@@ -41,6 +45,7 @@ _CMAKE_OPTIONS = (
 _PERCENT = re.compile(r"^\[\s*(\d{1,3})%\]")
 _LOADS = "import sys, ctypes; ctypes.CDLL(sys.argv[1]).llama_backend_init"
 _TAIL_LINES = 3
+_MAX_LOG_BYTES = 16 * 2**20
 _FETCH = "Fetching the source of ik_llama.cpp"
 _COMPILE = "Compiling ik_llama.cpp (percent)"
 
@@ -96,7 +101,7 @@ def build_native(cache_dir: Path, *, force: bool = False, progress: Progress = s
             tempfile.TemporaryDirectory(prefix=".build-", dir=folder.parent) as work,
             log.open("w") as output,
         ):
-            steps = _Build(Path(work), tools.cmake, output.fileno(), log, progress)
+            steps = _Build(Path(work), tools.cmake, output, log, progress)
             _publish(steps.run(), folder)
     return folder / LIBRARIES[0]
 
@@ -107,7 +112,7 @@ class _Build:
 
     work: Path
     cmake: str
-    output: int
+    output: TextIO
     log: Path
     progress: Progress
 
@@ -191,7 +196,7 @@ class _Build:
             assert process.stdout is not None
             try:
                 for line in process.stdout:
-                    os.write(self.output, line.encode())
+                    self._write(line)
                     each_line(line)
             except BaseException:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -199,7 +204,18 @@ class _Build:
         if process.returncode != 0:
             raise self._failed(f"{failure} (exit code {process.returncode})")
 
+    def _write(self, line: str) -> None:
+        """To the log, whose older half makes room when it is full: the last lines tell why."""
+        if self.output.tell() > _MAX_LOG_BYTES:
+            self.output.flush()
+            half = self.log.read_text(errors="replace")[-_MAX_LOG_BYTES // 2 :]
+            self.output.seek(0)
+            self.output.truncate()
+            self.output.write(half)
+        self.output.write(line)
+
     def _failed(self, what: str) -> BuildFailed:
+        self.output.flush()
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         tail = " / ".join(lines[-_TAIL_LINES:]) or "nothing was written"
         return BuildFailed(f"{what[0].upper()}{what[1:]}: {tail}. The whole log: {self.log}")
