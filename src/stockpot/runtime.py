@@ -93,10 +93,13 @@ class Runtime:
         return f"{self.limits.ram_bytes / 2**30:.1f} GiB, for {tokens:,} tokens"
 
 
-def prepare_model(settings: Settings, *, progress: Progress | None = None) -> PreparedModel:
+def prepare_model(
+    settings: Settings, *, progress: Progress | None = None, anew: bool = False
+) -> PreparedModel:
     """Fetch the model that `settings` names, choose its library, encode it for this machine.
 
-    Blocks, for minutes on first use. Raises ModelError and its kinds, BindingUnavailable, ConfigurationError.
+    `anew` measures encodings again where a choice is kept. Blocks, for a minute on first use. Raises
+    ModelError and its kinds, BindingUnavailable, ConfigurationError.
     """
     located = locate(settings.model.source, cache_dir=settings.cache_dir, progress=progress)
     binding = choose_binding(
@@ -112,6 +115,7 @@ def prepare_model(settings: Settings, *, progress: Progress | None = None) -> Pr
         cache_dir=settings.cache_dir,
         encoding=settings.model.encoding,
         progress=progress,
+        anew=anew,
     )
     return PreparedModel(located, encoded, binding, threads)
 

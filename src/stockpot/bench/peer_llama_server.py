@@ -165,7 +165,7 @@ class LlamaServerPeer(Peer):
             workshop.run(f"encode the model as {encoding}", command)
 
     def _probe(self, variant: _Variant, encoding: str) -> float | None:
-        """Seconds to answer one fresh prompt, the best of a few (noise only adds); None where the server dies."""
+        """Seconds to answer one fresh prompt, the best of a few (noise only adds); None where it dies."""
         try:
             return asyncio.run(_answer_probes(self._command(variant, encoding, slots=_slots(2))))
         except ServerUnreachable:

@@ -34,7 +34,7 @@ def build() -> typer.Typer:
             raise typer.Exit
 
     @app.callback()
-    def root(  # pyright: ignore[reportUnusedFunction]
+    def root(
         version: bool = typer.Option(
             False, "--version", callback=show_version, is_eager=True, help="Print the version and leave."
         ),
