@@ -167,9 +167,8 @@ def noise(driver: Driver, tokenised: list[list[int]]) -> float:
                 moved = abs((alone[first] - alone[second]) - (beside[first] - beside[second]))
                 worst = max(worst, float(moved))
                 most = max(most, float(np.abs(alone - beside).max()))
-    print(
-        f"\nnoise of batch shape: {worst:.3f} between the likeliest two, {most:.3f} for any logit ({driver.facts.weights_bytes:,} bytes)"
-    )
+    print(f"\n{driver.facts.weights_bytes:,} bytes of weights: noise of batch shape is {worst:.3f} between")
+    print(f"the likeliest two tokens, {most:.3f} for any logit")
     return worst
 
 

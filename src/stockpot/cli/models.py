@@ -196,7 +196,8 @@ def _print_info(console: Console, facts: dict[str, Any]) -> None:
     rows = {
         "model": f"{facts['name']} ({facts['origin']})",
         "architecture": f"{facts['architecture']}, {facts['parameters'] / 1e6:,.0f} M parameters",
-        "shape": f"{facts['layers']} layers, {heads}, embedding {facts['embedding_size']}, vocabulary {facts['vocabulary_size']:,}",
+        "shape": f"{facts['layers']} layers, {heads}, embedding {facts['embedding_size']}",
+        "vocabulary": f"{facts['vocabulary_size']:,} tokens",
         "trained context": f"{facts['training_context_tokens']:,} tokens",
         "source": f"{facts['source_encoding']}, {_size(facts['source_bytes'])}",
         "encoding": f"{facts['encoding']}, {_size(facts['encoded_bytes'])}: {facts['encoding_reason']}",
