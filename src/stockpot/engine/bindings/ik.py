@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int8, c_int32, c_size_t, c_uint32, c_void_p
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -273,6 +274,11 @@ class IkBinding(Binding):
     def __init__(self, library: Path, *, corrected: bool) -> None:
         """`corrected`: built with the edits of `native_build`, which repair what `traits` tells of."""
         try:
+            # Workers meet at some hundred barriers a step. By default libgomp spins there for milliseconds:
+            # when another program takes a processor, the spinning thread keeps the one it waits for from
+            # running (decode step 96 ms beside one busy process, 20 ms so; alone 7.4 and 7.8). Read once,
+            # when the library comes in; a value of the user's own stands.
+            os.environ.setdefault("GOMP_SPINCOUNT", "1000")
             api = ctypes.CDLL(str(library))
             for name, (arguments, result) in _FUNCTIONS.items():
                 function = getattr(api, name)
