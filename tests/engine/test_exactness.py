@@ -28,7 +28,7 @@ from stockpot.requests import Sampling
 from stockpot.runtime import open_driver_for
 from stockpot.settings import Settings
 
-ANSWER_TOKENS = 16
+ANSWER_TOKENS = 12
 TOPICS = (
     "rivers", "bread", "clocks", "the moon", "bridges", "bees", "salt", "maps", "glass", "trains",
 )  # fmt: skip

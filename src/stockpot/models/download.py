@@ -221,7 +221,8 @@ class _Transfer:
         description = f"Downloading {self._target.name}"
         done = start
         with part.open("ab" if start else "wb") as output:
-            for chunk in response.iter_raw(CHUNK_BYTES):
+            # As they come: gathered into larger chunks, the last ones would be lost with the connection.
+            for chunk in response.iter_raw():
                 done += len(chunk)
                 if done > version.size_bytes:
                     break
