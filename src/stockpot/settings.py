@@ -72,7 +72,7 @@ class CacheSettings(_Section):
     """Prefix reuse and its tiers."""
 
     enabled: bool = Field(default=True, description="false: every prompt is computed whole (for comparison)")
-    block_tokens: int = Field(default=128, ge=8, le=1024)
+    block_tokens: int = Field(default=256, ge=8, le=1024)
     ram_bytes: int | None = Field(
         default=None, ge=0, description="None: a quarter of free memory, 4 GiB at most"
     )

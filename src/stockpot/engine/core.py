@@ -47,7 +47,7 @@ class EngineLimits:
     prefill_tokens_beside_decode: int = 256
     queue_limit: int = 256
     cache_enabled: bool = True
-    block_tokens: int = 128
+    block_tokens: int = 256
     ram_bytes: int = 2**30
     check_integrity: bool = False
 

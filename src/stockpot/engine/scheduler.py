@@ -4,7 +4,8 @@ Prefill is bound by arithmetic, decode by memory bandwidth, so a step treats the
 decoding stream gets its one token. What is left of the step's token budget goes to prefill: the whole
 `max_batch_tokens` while nothing decodes, at most `prefill_tokens_beside_decode` while something does, which
 bounds the pause a running stream sees. Of the prefill budget half belongs to the oldest prompt, so that a
-long one is never starved; the rest goes to the shortest remainders first, so that short ones pass it.
+long one is never starved; the rest goes to the shortest remainders, so that short ones pass it. Prompts are
+finished one after the other: the mean TTFT is lower than when they all end in the same step.
 
 Admission is first come, first served, with one exception: a sequence whose prefix another is prefilling
 right now waits for it (it "joins") and lets others pass. A sequence is admitted when a slot is free and the
@@ -29,6 +30,11 @@ JOIN_TOKENS = 32
 RESERVE_TOKENS = 64
 """Cells kept for the first tokens an admitted sequence generates. More would leave cells idle, less would
 preempt at once."""
+
+
+TOGETHER_TOKENS = 64
+"""Prompts are finished in one step while they have no more tokens than this together. Measured with the
+default model behind 2,048 tokens: 16 tokens 36 ms, 40 74, 64 109, 128 199: about 12 ms and 1.5 ms a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,19 +150,25 @@ class Scheduler:
 
 
 def _share_prefill(prefilling: list[Sequence], budget: int) -> Iterator[tuple[Sequence, int]]:
-    """Divide the prefill budget: half of it to the oldest, the rest to the shortest first, what they leave
-    to the oldest again."""
+    """Divide the prefill budget: half of it to the oldest, the rest to the shortest, whole ones only; what
+    they leave goes to the oldest again.
+
+    Prompts are finished one after the other, not side by side: prefill time grows with its tokens, so two
+    equal prompts in one step both wait for twice the time, and the first gains nothing. Only below
+    `TOGETHER_TOKENS` does a step cost about the same with one more.
+    """
     if not prefilling or budget <= 0:
         return
     oldest, others = prefilling[0], sorted(prefilling[1:], key=lambda each: each.remaining)
     kept = min(oldest.remaining, -(-budget // 2) if others else budget)
     left = budget - kept
+    together = kept if kept == oldest.remaining else 0
     shares: list[tuple[Sequence, int]] = []
     for each in others:
-        tokens = min(each.remaining, left)
-        if not tokens:
+        if each.remaining > left or (together and together + each.remaining > TOGETHER_TOKENS):
             break
-        shares.append((each, tokens))
-        left -= tokens
+        shares.append((each, each.remaining))
+        left -= each.remaining
+        together += each.remaining
     yield oldest, min(oldest.remaining, kept + left)
     yield from shares
