@@ -30,6 +30,7 @@ class Runtime:
     backend: FakeBackend
     observers: list = field(default_factory=list)
     def engine_stats(self): return self.backend.engine_stats()
+    def close(self): pass
     def banner_facts(self): return {"model": "fake, for tests", "hint": "A hint comes last."}
 
 runtime = types.ModuleType("stockpot.runtime")

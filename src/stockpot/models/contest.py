@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from stockpot.models.gguf import GgufFacts
 from stockpot.models.machine import available_memory_bytes
 from stockpot.models.progress import Progress
 from stockpot.models.publish import require_space
+from stockpot.models.quality import MAX_TEXT_TOKENS
 from stockpot.models.speed import CAREFUL, SKETCH, Effort
 from stockpot.models.trial import Result
 from stockpot.models.workbench import Workbench
@@ -63,12 +64,11 @@ class Contest:
         reference = self._workshop / "reference.npy"
         if obstacle := self._make_reference(reference):
             return Outcome(None, (), obstacle)
-        found = {name: self._first_round(name, reference) for name in names}
-        finalists = sorted(
-            (m for m in found.values() if m.faithful and m.score_s is not None),
-            key=lambda m: m.score_s or 0.0,
-        )[:FINALISTS]
-        for measurement in finalists:
+        found: dict[str, Measurement] = {}
+        for name in names:
+            found[name] = self._first_round(name, reference)
+            self._drop_losers(found)
+        for measurement in _finalists(found):
             found[measurement.encoding] = self._second_round(measurement)
         winner = best(list(found.values()))
         if winner is not None:
@@ -77,13 +77,14 @@ class Contest:
         return Outcome(winner, tuple(found.values()))
 
     def path(self, name: str) -> Path:
-        """The file of an encoding; it is there once the encoding was tried and works."""
+        """The file of an encoding: there for the winner, and for the reference while there is no winner."""
         return self._source if name == SOURCE else self._workshop / f"{name}.gguf"
 
     def _make_reference(self, reference: Path) -> str | None:
         """Write the distributions of the source's own weights. Returns why not, if that does not work."""
         encoding = SOURCE if self._facts.encoding in {"f32", "f16", "bf16"} else REFERENCE
-        if lack := self._lacks_room(encoding):
+        table_bytes = 4 * MAX_TEXT_TOKENS * self._facts.vocabulary_size
+        if lack := self._lacks_room(encoding, table_bytes):
             return lack
         made = None if encoding == SOURCE else encoding
         path = self.path(encoding)
@@ -106,6 +107,14 @@ class Contest:
         if not measurement.faithful:
             return replace(measurement, verdict="refused: it changes what the model says")
         return replace(measurement, verdict="slower")
+
+    def _drop_losers(self, found: Mapping[str, Measurement]) -> None:
+        """Free the disk of all that cannot win any more. The reference stays until it was tried itself and
+        something else may win: it is what is left when nothing does."""
+        finalists = {measurement.encoding for measurement in _finalists(found)}
+        kept = finalists | {SOURCE} | (set() if finalists and REFERENCE in found else {REFERENCE})
+        for name in found.keys() - kept:
+            self.path(name).unlink(missing_ok=True)
 
     def _second_round(self, measurement: Measurement) -> Measurement:
         if self._now() > self._end:
@@ -139,18 +148,24 @@ class Contest:
         self._done = min(self._done + steps, self._steps)
         self._progress(_STEP, self._done * self._facts.file_bytes, self._steps * self._facts.file_bytes)
 
-    def _lacks_room(self, name: str) -> str | None:
+    def _lacks_room(self, name: str, more_disk_bytes: int = 0) -> str | None:
         """Why there is no room for a trial of `name`, if there is none."""
         size = size_estimate_bytes(self._facts, name)
         if 1.2 * size + 1e9 > available_memory_bytes():
             return f"{size / 1e6:,.0f} MB of weights do not fit in the memory that is free"
-        if name == SOURCE or self.path(name).is_file():
-            return None
+        made = name == SOURCE or self.path(name).is_file()
         try:
-            require_space(self._workshop, size, f"The encoding {name}")
+            require_space(self._workshop, more_disk_bytes + (0 if made else size), f"The encoding {name}")
         except DownloadFailed as error:
             return str(error)
         return None
+
+
+def _finalists(found: Mapping[str, Measurement]) -> list[Measurement]:
+    """The best of the first round, the best first."""
+    scored = ((m.score_s, m) for m in found.values() if m.faithful)
+    ranked = sorted(((score, m) for score, m in scored if score is not None), key=lambda pair: pair[0])
+    return [m for _, m in ranked[:FINALISTS]]
 
 
 def _measured(measurement: Measurement, result: Result) -> Measurement:

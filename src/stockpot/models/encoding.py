@@ -116,7 +116,7 @@ def _choose(
     wrong = known_wrong(facts, bench.binding)
     if not wrong:
         return SOURCE, f"as it is ({why})"
-    if contest.path(REFERENCE).is_file():
+    if outcome.obstacle is None and contest.path(REFERENCE).is_file():
         return REFERENCE, f"dequantised without loss, because {wrong}, and nothing else works ({why})"
     raise ModelError(
         f"{located.name} cannot be used: {wrong}, and re-encoding failed ({why}). "

@@ -53,9 +53,8 @@ class LibraryWorkbench(Workbench):
         self._library = library
         self._cache_dir = cache_dir
         self._threads = threads
-        digest = blake3(max_threads=blake3.AUTO).update_mmap(library_path).hexdigest()[:16]
         workers = threads or usable_processors()
-        self.identity = f"{binding} {library_path.name} {digest}, {processor_name()}, {workers} threads"
+        self.identity = f"{binding} {_digest(library_path)}, {processor_name()}, {workers} threads"
 
     def attempt(
         self,
@@ -105,6 +104,16 @@ def run_apart(job: Job, folder: Path, *, timeout_s: float = TRIAL_TIMEOUT_S) -> 
     if done.returncode == 0 and result_path.is_file():
         return decode_result(result_path.read_bytes())
     return Result(failure=f"the library ended its process ({_reason(log_path, done.returncode)})")
+
+
+def _digest(library_path: Path) -> str:
+    """A hash of the library and of those beside it: the kernels are in a file of their own (libggml)."""
+    hasher = blake3(max_threads=blake3.AUTO)
+    beside = {*library_path.parent.glob("lib*.so*"), *library_path.parent.glob("lib/lib*.so*")}
+    for path in sorted({library_path, *beside}):
+        if path.is_file():
+            hasher.update(path.name.encode()).update_mmap(path)
+    return hasher.hexdigest()[:16]
 
 
 def _environment() -> dict[str, str]:
