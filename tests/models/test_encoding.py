@@ -10,7 +10,7 @@ import pytest
 
 from stockpot.errors import ConfigurationError, ModelError
 from stockpot.models.candidates import MAX_KL_MEAN, Measurement
-from stockpot.models.encoded_files import decisions
+from stockpot.models.encoded_files import MAX_DECISIONS, decisions
 from stockpot.models.encoding import LARGE_MODEL_BYTES, EncodedModel, ensure_encoded
 from stockpot.models.quality import Quality
 from stockpot.models.source import LocatedModel
@@ -184,6 +184,14 @@ def test_each_library_has_its_own_choice_and_only_chosen_files_stay(tmp_path: Pa
     assert len(decisions(cache)) == 2
 
 
+def test_decisions_are_bounded(tmp_path: Path, cache: Path) -> None:
+    located = _located(tmp_path)
+    for number in range(MAX_DECISIONS + 2):
+        ensure_encoded(located, Bench(identity=f"library {number}"), cache_dir=cache)
+    kept = {decision.identity for _, decision in decisions(cache)}
+    assert kept == {f"library {number}" for number in range(2, MAX_DECISIONS + 2)}
+
+
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "file gone", "file short", "foreign file"])
 def test_a_decision_in_doubt_is_made_anew(tmp_path: Path, cache: Path, damage: str) -> None:
     located = _located(tmp_path)
@@ -241,7 +249,11 @@ def test_a_large_model_is_not_encoded_unasked(tmp_path: Path, cache: Path) -> No
 
 def test_progress_ends_where_it_said(tmp_path: Path, cache: Path) -> None:
     seen: list[tuple[str, int, int | None]] = []
-    ensure_encoded(_located(tmp_path), Bench(), cache_dir=cache, progress=lambda *report: seen.append(report))
+
+    def watch(description: str, done_bytes: int, total_bytes: int | None, /) -> None:
+        seen.append((description, done_bytes, total_bytes))
+
+    ensure_encoded(_located(tmp_path), Bench(), cache_dir=cache, progress=watch)
     assert len({description for description, _, _ in seen}) == 1
     done = [done for _, done, _ in seen]
     assert done == sorted(done)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +10,9 @@ from numpy.typing import NDArray
 
 from stockpot.engine.driver import Batch
 from stockpot.engine.fake_driver import FakeDriver
+from stockpot.models.candidates import MAX_KL_MEAN
 from stockpot.models.quality import MAX_TEXT_TOKENS, compare, quality_text, save_reference
-from stockpot.models.speed import CAREFUL, CELLS_NEEDED, SKETCH, STREAMS, measure
+from stockpot.models.speed import CAREFUL, CELLS_NEEDED, SKETCH, STREAMS, Effort, measure
 from stockpot.models.trial import Job
 from stockpot.models.workbench import LibraryWorkbench, run_apart
 from stockpot.runtime import prepare_model
@@ -57,22 +56,20 @@ def test_the_further_from_the_reference_the_worse(reference: Path) -> None:
     assert far.top1_agreement < 1.0
 
 
-def test_the_divergence_is_that_of_the_definition(tmp_path: Path) -> None:
+def test_the_divergence_is_that_of_the_definition(reference: Path) -> None:
     driver = FakeDriver()
-    text = np.array(driver.vocabulary.encode(quality_text(), special=False)[:8], np.int32)
-    places = np.arange(8, dtype=np.int32)
-    batch = Batch(text, places, np.zeros(8, np.int32), np.ones(8, np.bool_))
-    p = np.exp(driver.decode(batch).astype(np.float64))
+    text = np.array(driver.vocabulary.encode(quality_text(), special=False)[:MAX_TEXT_TOKENS], np.int32)
+    places = np.arange(len(text), dtype=np.int32)
+    logits = driver.decode(Batch(text, places, np.zeros_like(text), np.ones(len(text), np.bool_)))
+    p = np.exp(logits.astype(np.float64))
     q = p.copy()
     q[:, ord("e")] *= np.exp(2.0)
     p, q = p / p.sum(axis=1, keepdims=True), q / q.sum(axis=1, keepdims=True)
-    path = tmp_path / "reference.npy"
-    save_reference(FakeDriver(), path)
-    np.save(path, np.load(path)[:8])
     expected = (p * np.log(p / q)).sum(axis=1)
-    quality = compare(_Altered(2.0), path)
+    quality = compare(_Altered(2.0), reference)
     assert quality.kl_mean == pytest.approx(expected.mean(), rel=1e-3)
     assert quality.kl_max == pytest.approx(expected.max(), rel=1e-3)
+    assert quality.top1_agreement == (p.argmax(axis=1) == q.argmax(axis=1)).mean()
 
 
 @pytest.mark.parametrize("added", [float("nan"), float("inf")])
@@ -84,13 +81,13 @@ def test_what_is_no_number_has_no_quality(reference: Path, added: float) -> None
 
 
 @pytest.mark.parametrize("effort", [SKETCH, CAREFUL])
-def test_speed_is_measured_and_the_context_left_empty(effort: object) -> None:
+def test_speed_is_measured_and_the_context_left_empty(effort: Effort) -> None:
     driver = FakeDriver(cells=CELLS_NEEDED, max_sequences=STREAMS)
-    speed = measure(driver, CAREFUL if effort is CAREFUL else SKETCH)
+    speed = measure(driver, effort)
     assert speed.prefill_tokens_per_s > 0
     assert speed.decode_tokens_per_s > 0
     assert speed.decode_8_tokens_per_s > 0
-    assert (speed.turn_s is not None) is (effort is CAREFUL)
+    assert (speed.turn_s is not None) is effort.behind_context
     assert driver.used_cells() == 0
 
 
@@ -111,7 +108,7 @@ def _job(tmp_path: Path, source: Path, encoding: str) -> Job:
 def test_what_goes_wrong_in_a_trial_comes_back_as_a_sentence(tmp_path: Path) -> None:
     result = run_apart(_job(tmp_path, tmp_path / "none.gguf", "bread"), tmp_path)
     assert result.failure is not None
-    assert "bread" in result.failure or "ik" in result.failure
+    assert "cannot write bread" in result.failure
 
 
 def test_a_trial_that_dies_takes_nothing_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,17 +138,17 @@ def test_the_real_library_encodes_and_is_measured(user_settings: Settings, tmp_p
     bench = LibraryWorkbench(
         choice.name, user_settings.model.library, choice.library, user_settings.cache_dir
     )
-    truth, coarse, reference = tmp_path / "f16.gguf", tmp_path / "q6_0.gguf", tmp_path / "reference.npy"
+    truth, coarse, reference = tmp_path / "f16.gguf", tmp_path / "q8_0.gguf", tmp_path / "reference.npy"
     exact = bench.attempt(
         prepared.located.path, truth, "f16", effort=None, reference=reference, write_reference=True
     )
     assert exact.failure is None
-    rough = bench.attempt(prepared.located.path, coarse, "q6_0", effort=None, reference=reference)
+    rough = bench.attempt(prepared.located.path, coarse, "q8_0", effort=None, reference=reference)
     assert rough.failure is None
     assert rough.quality is not None
     assert rough.quality.kl_mean is not None
-    # Six bits a weight instead of sixteen: the answers are close, and measurably not the same.
-    assert 0.001 < rough.quality.kl_mean < 0.2
+    # Eight bits a weight instead of sixteen: the answers are close, and measurably not the same.
+    assert 0.0005 < rough.quality.kl_mean < MAX_KL_MEAN
     assert coarse.stat().st_size < truth.stat().st_size
 
 
@@ -168,10 +165,3 @@ def test_a_changed_library_or_processor_count_is_another_identity(tmp_path: Path
     assert first != identity(threads=4)
     (tmp_path / "libggml.so").write_bytes(b"faster kernels")
     assert first != identity()
-
-
-def test_the_child_reads_what_the_parent_wrote(tmp_path: Path) -> None:
-    run_apart(_job(tmp_path, tmp_path / "none.gguf", "q8_0"), tmp_path)
-    written = json.loads((tmp_path / "job.json").read_text())
-    assert written["target"] == str(tmp_path / "encoded.gguf")
-    assert sys.executable

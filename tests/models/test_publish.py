@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,42 +11,51 @@ import pytest
 from stockpot.errors import DownloadFailed
 from stockpot.models.publish import exclusive, require_space, staged
 
+COUNT = """
+import sys
+from pathlib import Path
+from stockpot.models.publish import exclusive, staged
 
-def _append(target: Path, rounds: int) -> None:
-    """Read, then write one more: loses counts unless nobody else is at it."""
-    for _ in range(rounds):
-        with exclusive(target):
-            count = int(target.read_text()) if target.exists() else 0
-            with staged(target) as temporary:
-                temporary.write_text(str(count + 1))
+target = Path(sys.argv[1])
+for _ in range(20):
+    with exclusive(target):
+        count = int(target.read_text()) if target.exists() else 0
+        with staged(target) as temporary:
+            temporary.write_text(str(count + 1))
+"""
+"""Reads, then writes one more: loses counts unless nobody else is at it."""
+
+WAIT = """
+import sys
+from pathlib import Path
+from stockpot.models.publish import exclusive
+
+with exclusive(Path(sys.argv[1]), waiting=lambda description, *_: print(description, flush=True)):
+    print("in", flush=True)
+"""
+
+
+def _start(script: str, target: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE, text=True)
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     target = tmp_path / "folder" / "count"
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_append, args=(target, 20)) for _ in range(3)]
+    workers = [_start(COUNT, target) for _ in range(3)]
     for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+        worker.communicate()
+        assert worker.returncode == 0
     assert target.read_text() == "60"
 
 
 def test_who_waits_says_so(tmp_path: Path) -> None:
     target = tmp_path / "soup"
-    context = multiprocessing.get_context("spawn")
-    said = context.Queue()
     with exclusive(target):
-        waiter = context.Process(target=_wait, args=(target, said))
-        waiter.start()
-        assert said.get(timeout=60) == "Waiting for another process that makes soup"
-    waiter.join()
-    assert waiter.exitcode == 0
-
-
-def _wait(target: Path, said: multiprocessing.Queue[str]) -> None:
-    with exclusive(target, waiting=lambda description, _done, _total: said.put(description)):
-        pass
+        waiter = _start(WAIT, target)
+        assert waiter.stdout is not None
+        assert waiter.stdout.readline() == "Waiting for another process that makes soup\n"
+    rest, _ = waiter.communicate()
+    assert (rest, waiter.returncode) == ("in\n", 0)
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

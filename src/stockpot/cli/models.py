@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from stockpot.models.candidates import Measurement
+    from stockpot.models.encoded_files import Decision
     from stockpot.models.encoding import EncodedModel
     from stockpot.runtime import PreparedModel
     from stockpot.settings import Settings
@@ -61,11 +62,14 @@ def _add_list(group: typer.Typer) -> None:
             for path in sorted(folder.rglob("*.gguf"))
             if "encoded" not in path.relative_to(folder).parts
         ]
+        chosen_for: dict[Path, list[Decision]] = {}
         for place, decision in decisions(settings.cache_dir):
-            if decision.file is not None:
-                file = str((place / decision.file).relative_to(folder))
-                about = f"{decision.encoding} for {decision.identity}"
-                rows.append({"file": file, "bytes": decision.file_bytes, "about": about})
+            if decision.file is not None and (place / decision.file).is_file():
+                chosen_for.setdefault(place / decision.file, []).append(decision)
+        for path, choices in chosen_for.items():
+            setups = "; ".join(choice.identity for choice in choices)
+            about = f"{choices[0].source} as {choices[0].encoding}, fastest for {setups}"
+            rows.append({"file": str(path.relative_to(folder)), "bytes": path.stat().st_size, "about": about})
         if as_json:
             typer.echo(json.dumps(rows, indent=2))
             return

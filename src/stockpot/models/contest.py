@@ -112,7 +112,9 @@ class Contest:
         """Free the disk of all that cannot win any more. The reference stays until it was tried itself and
         something else may win: it is what is left when nothing does."""
         finalists = {measurement.encoding for measurement in _finalists(found)}
-        kept = finalists | {SOURCE} | (set() if finalists and REFERENCE in found else {REFERENCE})
+        kept = finalists | {SOURCE}
+        if not finalists or REFERENCE not in found:
+            kept.add(REFERENCE)
         for name in found.keys() - kept:
             self.path(name).unlink(missing_ok=True)
 

@@ -24,6 +24,8 @@ from stockpot.models.source import LocatedModel, models_dir
 
 _FORMAT = 1
 TRIALS_PREFIX = ".trials-"
+MAX_DECISIONS = 8
+"""Of one model: a library built anew, or another processor, makes a further one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,16 @@ class EncodedFiles:
             temporary.write_bytes(msgspec.json.format(msgspec.json.encode(decision), indent=2))
 
     def sweep(self) -> None:
-        """Remove encoded files no decision names, and what trials of dead processes left."""
-        kept = {decision.file for path in self.folder.glob("decision-*.json") if (decision := _read(path))}
+        """Remove decisions that cannot be read or are older than the newest MAX_DECISIONS (libraries long
+        replaced), encoded files no decision names, and what trials of dead processes left."""
+        known = [(path, _read(path)) for path in self.folder.glob("decision-*.json")]
+        known.sort(key=lambda pair: pair[1].decided_at if pair[1] else 0.0, reverse=True)
+        kept: set[str | None] = set()
+        for rank, (path, decision) in enumerate(known):
+            if decision is None or rank >= MAX_DECISIONS:
+                path.unlink()
+            else:
+                kept.add(decision.file)
         for path in self.folder.glob("*.gguf"):
             if path.name not in kept:
                 path.unlink()
