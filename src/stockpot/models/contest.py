@@ -1,4 +1,8 @@
-"""The contest of encodings: each tried in short, the best tried with care (successive halving)."""
+"""The contest of encodings: each tried in short, the best tried with care (successive halving).
+
+Other programs only ever slow a trial down, and not all trials alike. So the finalists are tried in turns,
+the best of each figure counts, and where the turns disagree the outcome says that the machine was busy.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +23,23 @@ from stockpot.models.trial import Result
 from stockpot.models.workbench import Workbench
 
 FINALISTS = 3
-BUDGET_S = 90.0
-"""No further trial begins after this long; on a quiet machine the default model needs a fifth of it."""
+FINAL_TURNS = 2
+BUDGET_S = 60.0
+"""No further trial begins after this long; on a quiet machine the default model needs a third of it."""
+BUSY_RATIO = 1.3
+"""Turns whose prefill speeds differ by more than this were disturbed."""
 _STEP = "Choosing the fastest encoding for this processor"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """`winner` is None where nothing both works and keeps the answers. `obstacle`: why nothing could be
-    tried at all, if so."""
+    tried at all, if so. `busy`: other programs disturbed the measurement."""
 
     winner: Measurement | None
     measurements: tuple[Measurement, ...]
     obstacle: str | None = None
+    busy: bool = False
 
 
 class Contest:
@@ -54,13 +62,14 @@ class Contest:
         self._progress = progress
         self._now = now
         self._end = now() + BUDGET_S
+        self._busy = False
         self._done = 0
         self._steps = 1
 
     def decide(self) -> Outcome:
         """Try all candidates, then the best FINALISTS again."""
         names = candidates(self._facts, self._bench.binding)
-        self._steps = 1 + len(names) + FINALISTS
+        self._steps = 1 + len(names) + FINALISTS * FINAL_TURNS
         reference = self._workshop / "reference.npy"
         if obstacle := self._make_reference(reference):
             return Outcome(None, (), obstacle)
@@ -68,13 +77,15 @@ class Contest:
         for name in names:
             found[name] = self._first_round(name, reference)
             self._drop_losers(found)
-        for measurement in _finalists(found):
-            found[measurement.encoding] = self._second_round(measurement)
+        finalists = [measurement.encoding for measurement in _finalists(found)]
+        for _ in range(FINAL_TURNS):
+            for name in finalists:
+                found[name] = self._final_turn(found[name])
         winner = best(list(found.values()))
         if winner is not None:
             winner = found[winner.encoding] = replace(winner, verdict="best")
         self._advance(self._steps)
-        return Outcome(winner, tuple(found.values()))
+        return Outcome(winner, tuple(found.values()), busy=self._busy)
 
     def path(self, name: str) -> Path:
         """The file of an encoding: there for the winner, and for the reference while there is no winner."""
@@ -118,12 +129,16 @@ class Contest:
         for name in found.keys() - kept:
             self.path(name).unlink(missing_ok=True)
 
-    def _second_round(self, measurement: Measurement) -> Measurement:
+    def _final_turn(self, measurement: Measurement) -> Measurement:
         if self._now() > self._end:
             self._advance(1)
             return measurement
         result = self._attempt(self.path(measurement.encoding), None, effort=CAREFUL)
-        return measurement if result.failure else _measured(measurement, result)
+        if result.failure or result.speed is None:
+            return measurement
+        speeds = sorted((measurement.prefill_tokens_per_s or 0.0, result.speed.prefill_tokens_per_s))
+        self._busy |= speeds[1] > BUSY_RATIO * speeds[0]
+        return _measured(measurement, result)
 
     def _attempt(
         self,
@@ -171,7 +186,7 @@ def _finalists(found: Mapping[str, Measurement]) -> list[Measurement]:
 
 
 def _measured(measurement: Measurement, result: Result) -> Measurement:
-    """`measurement` with what `result` found in place of what it had."""
+    """`measurement` with what `result` found; of figures it had already, the better one."""
     if quality := result.quality:
         measurement = replace(
             measurement,
@@ -183,9 +198,17 @@ def _measured(measurement: Measurement, result: Result) -> Measurement:
     if speed := result.speed:
         measurement = replace(
             measurement,
-            prefill_tokens_per_s=speed.prefill_tokens_per_s,
-            turn_64_s=speed.turn_s,
-            decode_tokens_per_s=speed.decode_tokens_per_s,
-            decode_8_tokens_per_s=speed.decode_8_tokens_per_s,
+            prefill_tokens_per_s=_best_of(max, measurement.prefill_tokens_per_s, speed.prefill_tokens_per_s),
+            turn_64_s=_best_of(min, measurement.turn_64_s, speed.turn_s),
+            decode_tokens_per_s=_best_of(max, measurement.decode_tokens_per_s, speed.decode_tokens_per_s),
+            decode_8_tokens_per_s=_best_of(
+                max, measurement.decode_8_tokens_per_s, speed.decode_8_tokens_per_s
+            ),
         )
     return measurement
+
+
+def _best_of(better: Callable[[float, float], float], one: float | None, other: float | None) -> float | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return better(one, other)
