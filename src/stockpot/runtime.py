@@ -174,6 +174,8 @@ def open_runtime(settings: Settings, *, progress: Progress | None = None) -> Run
             "architecture": facts.architecture,
             "encoding": prepared.encoded.encoding,
             "binding": prepared.binding.name,
+            "library": "native" if prepared.binding.native else "package",
+            "kv_cell_type": facts.kv_cell_type,
             "layers": facts.layers,
             "kv_heads": facts.kv_heads,
             "head_size": facts.head_size,

@@ -59,7 +59,9 @@ class EngineSettings(_Section):
     prefill_tokens_beside_decode: int = Field(
         default=256, ge=8, description="prefill budget of a step in which streams are decoding"
     )
-    kv_cell_type: Literal["f16", "q8_0"] = "f16"
+    kv_cell_type: Literal["auto", "f16", "q8_0"] = Field(
+        default="auto", description="auto: q8_0 where the library is native and its kernels fit, else f16"
+    )
     threads: int | None = Field(default=None, ge=1, description="None: the processors this process may use")
     queue_limit: int = Field(default=256, ge=1)
     request_timeout_s: float = Field(default=600.0, gt=0)

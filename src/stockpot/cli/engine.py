@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 _FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 _GAIN = (
-    "Compiled for this processor the same library computes prompts about twice as fast as its wheel, and can "
-    "keep KV in eight bits (engine.kv_cell_type = q8_0), half the memory. It takes four to six minutes, once."
+    "Compiled for this processor the same library computes prompts about twice as fast as its wheel, and "
+    "keeps KV in eight bits, half the memory (unless engine.kv_cell_type is f16). It takes four to eight "
+    "minutes, once."
 )
 
 

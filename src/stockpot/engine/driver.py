@@ -37,7 +37,8 @@ class ModelFacts:
 
     `fingerprint` identifies the weights (a hash of the file's content, never its name). `layout` names all
     that decides the meaning of KV bytes: binding and its version, cell types, flash attention, rope settings.
-    `kv_bytes_per_token` is what one token takes in the context, all layers.
+    `kv_cell_type` is the type of what is kept, f16 or q8_0; `kv_bytes_per_token` what one token takes in the
+    context, all layers.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ModelFacts:
     embedding_size: int
     vocabulary_size: int
     training_context_tokens: int
+    kv_cell_type: str
     kv_bytes_per_token: int
     weights_bytes: int
     chat_template: str | None

@@ -102,6 +102,7 @@ class FakeDriver(Driver):
             embedding_size=1,
             vocabulary_size=FakeVocabulary.size,
             training_context_tokens=training_context_tokens or cells,
+            kv_cell_type="fake",
             kv_bytes_per_token=_CELL.itemsize,
             weights_bytes=0,
             chat_template=CHAT_TEMPLATE,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from blake3 import blake3
 
-from stockpot.engine.bindings.binding import KV_CELL_TYPES, Binding, ContextShape, Handle
+from stockpot.engine.bindings.binding import KV_CELL_TYPES, Binding, ContextShape, Handle, Traits
 from stockpot.engine.bindings.choice import choose_binding, load
 from stockpot.engine.driver import Driver, DriverFailure, ModelFacts
 from stockpot.engine.llamacpp_driver import LlamaCppDriver, LoadedModel, StateSize
@@ -35,24 +35,15 @@ def open_driver(
     BindingUnavailable, ConfigurationError.
     """
     file = read_facts(path)
-    if kv_cell_type not in KV_CELL_TYPES:
-        raise ConfigurationError(
-            f"engine.kv_cell_type {kv_cell_type!r} is not one of {', '.join(KV_CELL_TYPES)}."
-        )
     chosen = load(choose_binding(file.architecture, binding, library, cache_dir=cache_dir))
-    flash_attention = chosen.traits.sound_flash_attention
-    if kv_cell_type != "f16" and not flash_attention:
-        raise ConfigurationError(
-            f"KV cells of type {kv_cell_type} need flash attention, which the wheel of ik_llama.cpp does not "
-            "do right for several sequences. Run `stockpot engine build`, or set engine.kv_cell_type to f16."
-        )
+    kv_cell_type = _cell_type(kv_cell_type, chosen.traits, file)
     shape = ContextShape(
         cells=cells,
         sequences=max_sequences + 1,
         batch_tokens=max_batch_tokens,
         threads=threads or usable_processors(),
         kv_cell_type=kv_cell_type,
-        flash_attention=flash_attention,
+        flash_attention=chosen.traits.sound_flash_attention,
     )
     model = chosen.load_model(path)
     try:
@@ -68,8 +59,26 @@ def open_driver(
         chosen.free_context(context)
         chosen.free_model(model)
         raise
-    facts = _facts(file, name, _layout(chosen, shape, file), kv_bytes_per_token)
+    facts = _facts(file, name, _layout(chosen, shape, file), kv_cell_type, kv_bytes_per_token)
     return LlamaCppDriver(LoadedModel(chosen, model, context, facts, max_sequences, max_batch_tokens, state))
+
+
+def _cell_type(wanted: str, traits: Traits, file: GgufFacts) -> str:
+    """The type of the KV cells. "auto" is q8_0 where it is faster: with the default model answers then differ
+    from those over f16 cells by a KL of 0.004 nats, as much as eight-bit activations cost anyway."""
+    if wanted == "auto":
+        fits = file.key_size == file.value_size and file.key_size % 64 == 0
+        return "q8_0" if traits.fast_8_bit_cells and fits else "f16"
+    if wanted not in KV_CELL_TYPES:
+        raise ConfigurationError(
+            f"engine.kv_cell_type {wanted!r} is not one of auto, {', '.join(KV_CELL_TYPES)}."
+        )
+    if wanted != "f16" and not traits.sound_flash_attention:
+        raise ConfigurationError(
+            f"KV cells of type {wanted} need flash attention, which the wheel of ik_llama.cpp does not "
+            "do right for several sequences. Run `stockpot engine build`, or set engine.kv_cell_type to f16."
+        )
+    return wanted
 
 
 def fingerprint(parts: tuple[Path, ...]) -> str:
@@ -121,7 +130,7 @@ def _layout(binding: Binding, shape: ContextShape, file: GgufFacts) -> str:
     )
 
 
-def _facts(file: GgufFacts, name: str, layout: str, kv_bytes_per_token: int) -> ModelFacts:
+def _facts(file: GgufFacts, name: str, layout: str, kv_cell_type: str, kv_bytes_per_token: int) -> ModelFacts:
     return ModelFacts(
         name=name,
         architecture=file.architecture,
@@ -133,6 +142,7 @@ def _facts(file: GgufFacts, name: str, layout: str, kv_bytes_per_token: int) -> 
         embedding_size=file.embedding_size,
         vocabulary_size=file.vocabulary_size,
         training_context_tokens=file.training_context_tokens,
+        kv_cell_type=kv_cell_type,
         kv_bytes_per_token=kv_bytes_per_token,
         weights_bytes=file.weights_bytes,
         chat_template=file.chat_template,

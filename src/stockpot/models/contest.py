@@ -1,7 +1,7 @@
 """The contest of encodings: each tried in short, the best tried with care (successive halving).
 
-Other programs only ever slow a trial down, and not all trials alike. So the finalists are tried in turns,
-the best of each figure counts, and where the turns disagree the outcome says that the machine was busy.
+Other programs only ever slow a trial down, and not all trials alike. So trials are repeated where they
+disagree, the best of each figure counts, and the outcome says that the machine was busy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FINAL_TURNS = 2
 BUDGET_S = 60.0
 """No further trial begins after this long; on a quiet machine the default model needs a third of it."""
 BUSY_RATIO = 1.3
-"""Turns whose prefill speeds differ by more than this were disturbed."""
+"""Trials of one encoding whose prefill speeds differ by more than this were disturbed."""
 _STEP = "Choosing the fastest encoding for this processor"
 
 
@@ -78,9 +78,10 @@ class Contest:
             found[name] = self._first_round(name, reference)
             self._drop_losers(found)
         finalists = [measurement.encoding for measurement in _finalists(found)]
-        for _ in range(FINAL_TURNS):
-            for name in finalists:
-                found[name] = self._final_turn(found[name])
+        for turn in range(FINAL_TURNS):
+            if turn == 0 or self._busy:
+                for name in finalists:
+                    found[name] = self._final_turn(found[name])
         winner = best(list(found.values()))
         if winner is not None:
             winner = found[winner.encoding] = replace(winner, verdict="best")

@@ -50,8 +50,8 @@ def compare(driver: Driver, reference: Path) -> Quality:
     agreeing = 0
     at = 0
     for rows in _log_probabilities(driver):
-        expected = truth[at : at + len(rows)].astype(np.float64)
-        divergences.append((np.exp(expected) * (expected - rows)).sum(axis=1))
+        expected = np.array(truth[at : at + len(rows)])
+        divergences.append((np.exp(expected) * (expected - rows)).sum(axis=1, dtype=np.float64))
         agreeing += int((expected.argmax(axis=1) == rows.argmax(axis=1)).sum())
         at += len(rows)
     all_places = np.concatenate(divergences)
@@ -77,8 +77,8 @@ def _log_probabilities(driver: Driver) -> Iterator[NDArray[np.float32]]:
                 sequences=np.zeros(count, np.int32),
                 wants_logits=np.ones(count, np.bool_),
             )
-        ).astype(np.float64)
-        logits -= logits.max(axis=1, keepdims=True)
-        logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        yield logits.astype(np.float32)
+        )
+        rows = logits - logits.max(axis=1, keepdims=True)
+        rows -= np.log(np.exp(rows).sum(axis=1, dtype=np.float64, keepdims=True)).astype(np.float32)
+        yield rows
     driver.clear()

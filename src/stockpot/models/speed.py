@@ -14,7 +14,6 @@ PROMPT_TOKENS = 512
 CONTEXT_TOKENS = 2048
 TURN_TOKENS = 64
 STREAMS = 8
-STREAM_CONTEXT_TOKENS = 512
 CELLS_NEEDED = 4096
 
 
@@ -27,8 +26,8 @@ class Effort:
     behind_context: bool
 
 
-SKETCH = Effort(repetitions=2, decode_steps=8, behind_context=False)
-CAREFUL = Effort(repetitions=3, decode_steps=16, behind_context=True)
+SKETCH = Effort(repetitions=1, decode_steps=6, behind_context=False)
+CAREFUL = Effort(repetitions=2, decode_steps=16, behind_context=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +44,10 @@ class Speed:
 
 def measure(driver: Driver, effort: Effort) -> Speed:
     """Measure with the best of the repetitions (noise only ever slows down), for decode with the median
-    step. The driver needs CELLS_NEEDED cells, STREAMS sequences and batches of PROMPT_TOKENS."""
+    step. The driver needs CELLS_NEEDED cells, STREAMS sequences and batches of PROMPT_TOKENS; it is left
+    empty."""
     run = _Run(driver)
-    run.extend(0, 0, 32)  # the first steps pay for touching the weights
-    driver.clear()
+    run.fresh(32)  # the first steps pay for touching the weights
     prefill_s = min(run.fresh(PROMPT_TOKENS) for _ in range(effort.repetitions))
     alone, together = (run.decode_step_s(streams, effort.decode_steps) for streams in (1, STREAMS))
     turn_s = run.turn_s(effort.repetitions) if effort.behind_context else None
@@ -89,17 +88,22 @@ class _Run:
         return self.extend(0, 0, tokens)
 
     def decode_step_s(self, streams: int, steps: int) -> float:
-        """The median step of `streams` sequences that share their prefix, as chats share a system prompt."""
-        self.fresh(STREAM_CONTEXT_TOKENS)
+        """The median step of `streams` sequences behind the prompt of sequence 0, which they share as chats
+        share a system prompt. Sequence 0 holds PROMPT_TOKENS before and after."""
         for sequence in range(1, streams):
-            self._driver.copy(0, sequence, Span(0, STREAM_CONTEXT_TOKENS))
+            self._driver.copy(0, sequence, Span(0, PROMPT_TOKENS))
         everyone = list(range(streams))
-        return statistics.median(
-            self.step(everyone, [STREAM_CONTEXT_TOKENS + step] * streams) for step in range(steps)
+        median_s = statistics.median(
+            self.step(everyone, [PROMPT_TOKENS + step] * streams) for step in range(steps)
         )
+        self._driver.cut(0, PROMPT_TOKENS)
+        for sequence in range(1, streams):
+            self._driver.cut(sequence)
+        return median_s
 
     def turn_s(self, repetitions: int) -> float:
-        self.fresh(CONTEXT_TOKENS)
+        """TURN_TOKENS behind CONTEXT_TOKENS, of which sequence 0 holds the first PROMPT_TOKENS."""
+        self.extend(0, PROMPT_TOKENS, CONTEXT_TOKENS)
         seconds: list[float] = []
         for _ in range(repetitions):
             seconds.append(self.extend(0, CONTEXT_TOKENS, CONTEXT_TOKENS + TURN_TOKENS))

@@ -58,11 +58,13 @@ class Traits:
     `runs`: a batch needs one run of adjoining free cells, taken lowest first (else any free cells do).
     `sound_flash_attention`: flash attention sees all cells of a sequence wherever they lie.
     `sound_range`: attention reaches the highest used cell even when pages below it end in free cells.
+    `fast_8_bit_cells`: attention over KV cells of type q8_0 is faster than over f16.
     """
 
     runs: bool
     sound_flash_attention: bool
     sound_range: bool
+    fast_8_bit_cells: bool
 
 
 class LogTail:

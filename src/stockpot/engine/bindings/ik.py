@@ -288,7 +288,12 @@ class IkBinding(Binding):
                 f"{library} cannot be used: {error}. Install {PACKAGE}=={VERSION} again, "
                 "or run: stockpot engine build --force"
             ) from error
-        self.traits = Traits(runs=True, sound_flash_attention=corrected, sound_range=corrected)
+        self.traits = Traits(
+            runs=True,
+            sound_flash_attention=corrected,
+            sound_range=corrected,
+            fast_8_bit_cells=corrected,
+        )
         super().__init__(api, name=NAME, version=VERSION, library=library)
 
     def free_model(self, model: Handle) -> None:

@@ -11,12 +11,18 @@ sequences in one cache, their cells mixed, so three places are corrected before 
 3. The highest used cell was searched by pages, and missed above pages that end in free cells.
 
 The plain wheel has none of this: there the driver does without flash attention and closes gaps instead.
+
+Two kernels are added for processors with AVX-512 and VNNI, for what serving does most (`engine/kernels`):
+attention of decode steps over 8-bit cells, and products of 8-bit weights with several columns. Side by side
+with the library's own, behind 2,048 tokens, on 2 processors (AMD EPYC, Zen 4): a decode step of one stream
+8.3 ms instead of 13.6, of eight 20 instead of 28; 40 new tokens 54 ms instead of 60.
 """
 
 from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 from blake3 import blake3
@@ -26,6 +32,10 @@ from stockpot.errors import BuildFailed
 
 LIBRARIES = ("libllama.so", "libggml.so")
 _FLASH_ATTENTION = "ggml/src/iqk/fa/iqk_fa_templates.h"
+_ATTENTION = "ggml/src/iqk/iqk_flash_attn.cpp"
+_PRODUCTS = "ggml/src/iqk/iqk_gemm_legacy_quants.cpp"
+_KERNELS = {"decode_attention.h": "ggml/src/iqk", "q8_0_r8_rows.h": "ggml/src/iqk"}
+"""Files of `engine/kernels` and the folders of the source they are put into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +76,57 @@ _COMPUTE_HELPER = (
     "void compute_helper("
 )
 
+_WORK_SIZE = """\
+    size_t size = 0;
+    if (Q->ne[1] >= 8 && K->type == GGML_TYPE_Q8_0) {
+        size = ggml_row_size("""
+_LARGER_WORK_SIZE = """\
+    size_t size = 0;
+#ifdef STOCKPOT_DECODE_ATTENTION
+    if (stockpot::suits(K->type, V->type, K->ne[0], V->ne[0], Q->ne[1], Q->ne[2], K->ne[2], V->ne[2],
+                        Q->ne[3], K->ne[1])) {
+        size = stockpot::work_bytes(V->ne[0], Q->ne[1], Q->ne[2], nth);
+    }
+#endif
+    if (Q->ne[1] >= 8 && K->type == GGML_TYPE_Q8_0) {
+        size += ggml_row_size("""
+_ATTEND = """\
+#ifdef STOCKPOT_DECODE_ATTENTION
+    if (mask && !sinks && softcap == 0.f &&
+        stockpot::suits(int_type_k_in, int_type_v, Dk, Dv, neq1, neq2, nek2, nev2, neq3, nek1)) {
+        const stockpot::DecodeAttention a{neq1, neq2/nek2, nek2, nek1, Dk,
+            nbq2, stride_q, nbk2, stride_k, nbv2, stride_v, stride_m,
+            (const char *)q, (const char *)k, (const char *)v, (const char *)mask, scale};
+        stockpot::attend(a, (float *)work_buffer_in, ith, nth);
+        barrier(barrier_data);
+        stockpot::merge(a, (const float *)work_buffer_in, qkv, nb1, long(ne1)*nb1, ith, nth);
+        return true;
+    }
+#endif
+
+"""
+_PRODUCT = """\
+template <int nrc_y>
+static void mul_mat_q8_0_r8_q8_2(int n, const void * vx, size_t bx, const DataInfo& info, int nrc_x) {
+    GGML_ASSERT(nrc_x%16 == 0);
+    Q8<nrc_y, block_q8_2_x4> q8(info);
+    int nb = n / QK8_0;
+"""
+_PRODUCT_INSTEAD = (
+    '#include "stockpot_q8_0_r8_rows.h"\n'
+    + _PRODUCT
+    + """\
+    if constexpr (nrc_y > 1) {
+        int ix = 0;
+        for (; ix + 32 <= nrc_x; ix += 32)
+            stockpot_q8_0_r8_rows<nrc_y, 2>(nb, (const char *)vx, bx, q8, info, ix);
+        for (; ix < nrc_x; ix += 16)
+            stockpot_q8_0_r8_rows<nrc_y, 1>(nb, (const char *)vx, bx, q8, info, ix);
+        return;
+    }
+"""
+)
+
 SOURCE_EDITS = (
     SourceEdit(
         _FLASH_ATTENTION,
@@ -77,11 +138,20 @@ SOURCE_EDITS = (
     SourceEdit(_FLASH_ATTENTION, old="for (int k1 = 0; k1 < ik/k_step; ++k1) {\n", new=_SKIP_BLOCK, count=4),
     SourceEdit(_FLASH_ATTENTION, old=_COMPUTE_HELPER, new=_BLOCK_IS_MASKED + _COMPUTE_HELPER, count=1),
     SourceEdit(
-        "ggml/src/iqk/iqk_flash_attn.cpp",
-        old="if (n_swa > 0 && mask) {",
-        new="if (false && n_swa > 0 && mask) { // Stockpot: the window may lie anywhere in the cache",
+        _ATTENTION,
+        old="    if (n_swa > 0 && mask) {",
+        new=_ATTEND
+        + "    if (false && n_swa > 0 && mask) { // Stockpot: the window may lie anywhere in the cache",
         count=1,
     ),
+    SourceEdit(
+        _ATTENTION,
+        old="#include <unordered_set>\n",
+        new='#include <unordered_set>\n\n#include "stockpot_decode_attention.h"\n',
+        count=1,
+    ),
+    SourceEdit(_ATTENTION, old=_WORK_SIZE, new=_LARGER_WORK_SIZE, count=1),
+    SourceEdit(_PRODUCTS, old=_PRODUCT, new=_PRODUCT_INSTEAD, count=1),
     SourceEdit(
         "src/llama.cpp",
         old="auto max_cell = llama_kv_cache_cell_max(kv_self, pad);",
@@ -91,8 +161,18 @@ SOURCE_EDITS = (
 )
 
 
+def kernels() -> dict[str, str]:
+    """Our own kernels: paths in the source and contents."""
+    folder = files("stockpot.engine").joinpath("kernels")
+    return {
+        f"{place}/stockpot_{name}": folder.joinpath(name).read_text(encoding="utf-8")
+        for name, place in _KERNELS.items()
+    }
+
+
 def apply_edits(source: Path) -> None:
-    """Edit the unpacked source in place. Raises BuildFailed where it is not the source the edits are for."""
+    """Edit the unpacked source in place and add our kernels. Raises BuildFailed where it is not the source
+    the edits are for."""
     for edit in SOURCE_EDITS:
         path = source / edit.path
         try:
@@ -105,11 +185,13 @@ def apply_edits(source: Path) -> None:
                 f"{text.count(edit.old)} times, not {edit.count}."
             )
         path.write_text(text.replace(edit.old, edit.new), encoding="utf-8")
+    for place, text in kernels().items():
+        (source / place).write_text(text, encoding="utf-8")
 
 
 def library_folder(cache_dir: Path) -> Path:
     """Where the library for this processor and these edits belongs; other processors get other folders."""
-    edits = blake3(repr(SOURCE_EDITS).encode()).hexdigest()[:6]
+    edits = blake3(repr((SOURCE_EDITS, kernels())).encode()).hexdigest()[:6]
     return cache_dir / "engine" / f"ik-{VERSION}-{edits}-{processor_tag()}"
 
 

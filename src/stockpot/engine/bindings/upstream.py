@@ -39,7 +39,7 @@ def installed_version() -> str | None:
 class UpstreamBinding(Binding):
     """Upstream. Cells are found anywhere, so no run of them is needed; it does not tell how many are used."""
 
-    traits = Traits(runs=False, sound_flash_attention=True, sound_range=True)
+    traits = Traits(runs=False, sound_flash_attention=True, sound_range=True, fast_8_bit_cells=False)
     state_format = StateFormat(count_at=12, cells_at=16, words=3)
     file_types = {  # noqa: RUF012 - a constant table, described in the base class
         "f32": 0,
