@@ -16,6 +16,7 @@
         |-- UnknownModel             404
         |-- DeadlineExceeded         408
         |-- BodyTooLarge             413
+        |-- BodyTooSlow              408
         |-- QueueFull                429            with Retry-After
         `-- ShuttingDown             503            with Retry-After
 
@@ -143,6 +144,13 @@ class BodyTooLarge(RequestError):
 
     status = 413
     code = "body_too_large"
+
+
+class BodyTooSlow(RequestError):
+    """The request body did not arrive in time."""
+
+    status = 408
+    code = "body_too_slow"
 
 
 class QueueFull(RequestError):

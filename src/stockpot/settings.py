@@ -34,6 +34,9 @@ class ServerSettings(_Section):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
+    body_timeout_s: float = Field(
+        default=60.0, gt=0, description="how long a request's body may take to arrive"
+    )
     drain_s: float = Field(default=30.0, ge=0, description="how long SIGTERM waits for running requests")
 
 

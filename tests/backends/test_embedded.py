@@ -12,6 +12,7 @@ import pytest
 from stockpot.backends.embedded import EmbeddedBackend
 from stockpot.engine.core import EngineLimits
 from stockpot.engine.fake_driver import FakeDriver
+from stockpot.engine.reports import RefusalReport, Report
 from stockpot.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
@@ -165,3 +166,34 @@ async def test_json_output_is_json_and_stop_strings_are_not_shown() -> None:
     cut = text_of(await collect(backend, completion(max_tokens=20, stop=(free[3:5],))))
     assert cut == free[: free.index(free[3:5])]
     await backend.stop(drain=True)
+
+
+class Reports:
+    """Remembers what observers are told."""
+
+    def __init__(self) -> None:
+        self.causes: list[str] = []
+
+    def observe(self, report: Report) -> None:
+        if isinstance(report, RefusalReport):
+            self.causes.append(report.cause)
+
+
+async def test_every_refusal_is_reported_with_its_cause() -> None:
+    reports = Reports()
+    backend = EmbeddedBackend(
+        FakeDriver(), EngineLimits(block_tokens=8), served_name="fake", observers=[reports]
+    )
+    await backend.start()
+    refused = (
+        (completion(model="other"), "model_not_found"),
+        (completion("x" * 10**6), "context_length_exceeded"),
+        (completion("x" * 5000), "context_length_exceeded"),
+        (completion(output_format=OutputFormat("json_schema", {"type": "nothing"})), None),
+    )
+    for request, cause in refused:
+        with pytest.raises(RequestError) as error:
+            await collect(backend, request)
+        assert reports.causes.pop() == error.value.code
+        assert cause in (None, error.value.code)
+    await backend.stop(drain=False)

@@ -24,13 +24,14 @@ def _served(
     backend: FakeBackend,
     *,
     max_body_bytes: int = 2**20,
+    body_timeout_s: float = 60.0,
     request_timeout_s: float = 60.0,
     drain_s: float = 10.0,
     stops: list[Callable[[], object]] | None = None,
 ) -> Generator[httpx2.Client, None, None]:
     """A client of a server in a thread of its own. What is put into `stops` acts as a signal."""
     settings = Settings(
-        server=ServerSettings(max_body_bytes=max_body_bytes, drain_s=drain_s),
+        server=ServerSettings(max_body_bytes=max_body_bytes, body_timeout_s=body_timeout_s, drain_s=drain_s),
         engine=EngineSettings(request_timeout_s=request_timeout_s),
     )
     app = create_app(backend, settings, Metrics(backend.engine_stats))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -176,6 +177,23 @@ def test_a_body_too_large_whether_announced_or_not(client: httpx2.Client) -> Non
     assert refused(client.post(CHAT, content=big, headers=JSON), 413)["code"] == "body_too_large"
     pieces = (big[start : start + 50_000] for start in range(0, len(big), 50_000))
     assert refused(client.post(CHAT, content=pieces, headers=JSON), 413)["code"] == "body_too_large"
+
+
+def test_a_body_that_does_not_come(serve: Serve) -> None:
+    with serve(FakeBackend(), body_timeout_s=0.2) as client:
+        port = client.base_url.port
+        assert port is not None
+        head = (
+            f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            connection.sendall(head.encode() + b'{"model"')
+            answer = connection.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 408")
+            while b"body_too_slow" not in answer:
+                more = connection.recv(65536)
+                assert more
+                answer += more
 
 
 def test_routes_and_methods_that_do_not_exist(client: httpx2.Client) -> None:

@@ -23,7 +23,7 @@ from stockpot.engine.core import EngineLimits
 from stockpot.engine.driver import Driver
 from stockpot.engine.driver_thread import DriverThread
 from stockpot.engine.engine import Engine
-from stockpot.engine.reports import EngineStats, Observer
+from stockpot.engine.reports import EngineStats, Observer, RefusalReport
 from stockpot.engine.sequence import Task
 from stockpot.errors import DeadlineExceeded, RequestError, UnknownModel
 from stockpot.events import Completed, Delta, Event, Finished, Started
@@ -60,7 +60,7 @@ class EmbeddedBackend(Backend):
         self._limits = limits
         self._served_name = served_name
         self._details = dict(details or {})
-        self._observers = observers
+        self._observers = tuple(observers)
         self._clock = clock or SystemClock()
         vocabulary = driver.vocabulary
         spelling = _speller(driver)
@@ -106,14 +106,13 @@ class EmbeddedBackend(Backend):
         return (ModelCard(self._served_name, self._created, "stockpot", context, self._details),)
 
     async def generate(self, request: ChatRequest | CompletionRequest) -> AsyncGenerator[Event]:
-        engine = self._running_engine
-        wanted = request.generation
-        self._check_model(wanted.model)
-        prompt = await self._encode(request)
-        constraint = None
-        if wanted.output_format.kind != "text":
-            constraint = await asyncio.to_thread(self._constraints.compile, wanted.output_format)
-        task = engine.submit(prompt, wanted, constraint)
+        engine, wanted = self._running_engine, request.generation
+        try:
+            task = await self._submit(request)
+        except RequestError as error:
+            for observer in self._observers:
+                observer.observe(RefusalReport(error.code))
+            raise
         inbox: asyncio.Queue[Event] = asyncio.Queue()  # bounded by max_tokens: a delta a token
         # Registered in the same turn of the loop as the submission: its events are handed out in later ones.
         self._inboxes[task] = inbox
@@ -137,6 +136,16 @@ class EmbeddedBackend(Backend):
             del self._inboxes[task]
             if not completed:
                 engine.cancel(task)
+
+    async def _submit(self, request: ChatRequest | CompletionRequest) -> Task:
+        """Everything that may refuse a request. Does not wait after the engine has it."""
+        wanted = request.generation
+        self._check_model(wanted.model)
+        prompt = await self._encode(request)
+        constraint = None
+        if wanted.output_format.kind != "text":
+            constraint = await asyncio.to_thread(self._constraints.compile, wanted.output_format)
+        return self._running_engine.submit(prompt, wanted, constraint)
 
     async def tokenize(self, model: str, content: str | ChatRequest, *, special: bool) -> list[int]:
         self._check_model(model)

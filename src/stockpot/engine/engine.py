@@ -23,7 +23,7 @@ from stockpot.engine.constraint import Constraint
 from stockpot.engine.core import EngineCore, EngineLimits, Sink
 from stockpot.engine.driver import Driver
 from stockpot.engine.driver_thread import DriverThread
-from stockpot.engine.reports import EngineStats, Observer, RefusalReport
+from stockpot.engine.reports import EngineStats, Observer
 from stockpot.engine.sampling import Sampler
 from stockpot.engine.sequence import Sequence, Task
 from stockpot.engine.text_stream import TextStream
@@ -101,20 +101,15 @@ class Engine:
     def submit(self, prompt: NDArray[np.int32], wanted: Generation, constraint: Constraint | None) -> Task:
         """Queue a request; its events go to the sink, `Queued` first.
 
-        Raises ContextLengthExceeded, QueueFull, ShuttingDown, EngineFailed; a refusal is also reported.
+        Raises ContextLengthExceeded, QueueFull, ShuttingDown, EngineFailed.
         """
-        try:
-            task = self._task(prompt, wanted, constraint)
-            with self._wake:
-                self._check_open()
-                self._sink([(task, Queued(self._open_tasks))])
-                self._open_tasks += 1
-                self._commands.append(("submit", task))
-                self._wake.notify()
-        except RequestError as error:
-            for observer in self._observers:
-                observer.observe(RefusalReport(error.code))
-            raise
+        task = self._task(prompt, wanted, constraint)
+        with self._wake:
+            self._check_open()
+            self._sink([(task, Queued(self._open_tasks))])
+            self._open_tasks += 1
+            self._commands.append(("submit", task))
+            self._wake.notify()
         return task
 
     def cancel(self, task: Task) -> None:

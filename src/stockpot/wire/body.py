@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
@@ -11,7 +12,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
-from stockpot.errors import BodyTooLarge, RequestError
+from stockpot.errors import BodyTooLarge, BodyTooSlow, RequestError
+from stockpot.settings import ServerSettings
 from stockpot.wire.tolerated import MESSAGE, STREAM_OPTIONS, Tolerated, without_tolerated
 
 _MESSAGE_FIELDS = frozenset({"role", "content", "name"})
@@ -22,7 +24,7 @@ S = TypeVar("S", bound=BaseModel)
 
 
 async def read_shape(
-    request: Request, shape: type[S], tolerated: Mapping[str, Tolerated], *, max_bytes: int
+    request: Request, shape: type[S], tolerated: Mapping[str, Tolerated], server: ServerSettings
 ) -> S:
     """The request's body as a `shape`. Raises RequestError for everything that is wrong with it."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -32,7 +34,7 @@ async def read_shape(
             f"The body has the content type {_shown(content_type)}; send 'Content-Type: application/json'.",
             code="unsupported_content_type",
         )
-    fields = _decoded(await _read(request, max_bytes))
+    fields = _decoded(await _read(request, server))
     honoured = frozenset(field.alias or name for name, field in shape.model_fields.items())
     fields = without_tolerated(fields, honoured, tolerated)
     _tidy_nested(fields)
@@ -43,16 +45,24 @@ async def read_shape(
         raise _refusal(first, shape) from error
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
-    """The body; stops at the bound, whether the length was announced or not."""
+async def _read(request: Request, server: ServerSettings) -> bytes:
+    """The body; stops at the bounds of size, whether the length was announced or not, and of time."""
+    max_bytes = server.max_body_bytes
     announced = request.headers.get("content-length", "")
     if announced.isascii() and announced.isdigit() and int(announced[:20]) > max_bytes:
         raise _too_large(max_bytes)
     body = bytearray()
-    async for chunk in request.stream():
-        if len(body) + len(chunk) > max_bytes:
-            raise _too_large(max_bytes)
-        body += chunk
+    try:
+        async with asyncio.timeout(server.body_timeout_s):
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > max_bytes:
+                    raise _too_large(max_bytes)
+                body += chunk
+    except TimeoutError as error:
+        raise BodyTooSlow(
+            f"Of the body only {len(body)} bytes arrived within {server.body_timeout_s:g} s "
+            "(server.body_timeout_s); send it at once."
+        ) from error
     return bytes(body)
 
 

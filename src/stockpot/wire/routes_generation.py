@@ -23,12 +23,12 @@ from stockpot.wire.translate import chat_request, completion_request
 def router(service: Service) -> APIRouter:
     """The routes that generate."""
     routes = APIRouter()
-    max_bytes = service.settings.server.max_body_bytes
+    server = service.settings.server
     longest_s = service.settings.engine.request_timeout_s
 
     @routes.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        shape = await read_shape(request, ChatShape, CHAT, max_bytes=max_bytes)
+        shape = await read_shape(request, ChatShape, CHAT, server)
         # Made here, not taken from the client's X-Request-Id: backends may rely on its being unique.
         answer_id = f"chatcmpl-{uuid.uuid4().hex}"
         wanted = chat_request(shape, request_id=answer_id, longest_s=longest_s)
@@ -52,7 +52,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/completions")
     async def completion(request: Request) -> Response:
-        shape = await read_shape(request, CompletionShape, COMPLETION, max_bytes=max_bytes)
+        shape = await read_shape(request, CompletionShape, COMPLETION, server)
         answer_id = f"cmpl-{uuid.uuid4().hex}"
         wanted = completion_request(shape, request_id=answer_id, longest_s=longest_s)
         created, choices = int(service.clock.wall()), wanted.generation.choices

@@ -59,7 +59,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/tokenize")
     async def tokenize(request: Request) -> Response:
-        shape = await read_shape(request, TokenizeShape, {}, max_bytes=service.settings.server.max_body_bytes)
+        shape = await read_shape(request, TokenizeShape, {}, service.settings.server)
         if (shape.text is None) == (shape.messages is None):
             raise RequestError("Send either 'text' or 'messages'.", param="text")
         card = _card(service, shape.model)
