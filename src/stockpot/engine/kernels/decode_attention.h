@@ -27,6 +27,7 @@
 #include <cstring>
 #include <vector>
 
+#include "ggml-impl.h"
 #include "ggml-quants.h"
 
 namespace stockpot {
@@ -73,7 +74,9 @@ inline __m512 exp_ps(__m512 x) {  // relative error below 2e-7 for x <= 0; -inf 
     return _mm512_scalef_ps(p, n);
 }
 
-// The queries of one key head, rounded to 8 bits in blocks of 32 with a scale each.
+// The queries of one key head, rounded to 8 bits in blocks of 32 with a scale each: to the same numbers as
+// quantize_row_q8_2_x4 gives the library's own attention (scales in BF16), so that tokens which were computed in a
+// large batch by that and in a small one by this differ by the order of floating-point sums alone.
 struct Queries {
     std::vector<int8_t>  qs;      // [row][head_size]
     std::vector<float>   scales;  // [row][head_size/32], the scale of the scores included
@@ -89,12 +92,12 @@ struct Queries {
             for (int b = 0; b < blocks; ++b, x += QK8_0) {
                 auto lo = _mm512_loadu_ps(x), hi = _mm512_loadu_ps(x + 16);
                 float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(lo), _mm512_abs_ps(hi)));
-                float d = most/127.f;
-                auto inverse = _mm512_set1_ps(most > 0 ? 127.f/most : 0.f);
+                const float d = GGML_BF16_TO_FP32(GGML_FP32_TO_BF16(most/127.f));
+                auto inverse = _mm512_set1_ps(d > 0 ? 1/d : 0.f);
                 auto ilo = _mm512_cvtps_epi32(_mm512_mul_ps(lo, inverse));
                 auto ihi = _mm512_cvtps_epi32(_mm512_mul_ps(hi, inverse));
                 auto to = qs.data() + row*a.head_size + b*QK8_0;
-                _mm_storeu_si128((__m128i *)to,      _mm512_cvtepi32_epi8(ilo));
+                _mm_storeu_si128((__m128i *)to,     _mm512_cvtepi32_epi8(ilo));
                 _mm_storeu_si128((__m128i *)to + 1, _mm512_cvtepi32_epi8(ihi));
                 scales [row*blocks + b] = d*a.scale;
                 offsets[row*blocks + b] = -128*_mm512_reduce_add_epi32(_mm512_add_epi32(ilo, ihi));
