@@ -151,8 +151,7 @@ class EmbeddedBackend(Backend):
         self._check_model(model)
         if isinstance(content, ChatRequest):
             return (await self._encode(content)).tolist()
-        encode = self._driver.vocabulary.encode
-        return await asyncio.to_thread(encode, content, special=special, add_begin=special)
+        return (await self._encode_text(content, special=special)).tolist()
 
     def health(self) -> Health:
         if self._engine is None:
@@ -200,8 +199,12 @@ class EmbeddedBackend(Backend):
         if not isinstance(prompt, str):
             return np.array(self._checked_tokens(prompt), np.int32)
         self._check_size(len(prompt), "prompt")
-        begin = self._driver.vocabulary.encode("", special=True, add_begin=True)
-        tokens = await self._encode_parts([PromptPart(prompt, literal=False)])
+        return await self._encode_text(prompt, special=True)
+
+    async def _encode_text(self, text: str, *, special: bool) -> TokenIds:
+        """A text without a template; `special`: with the begin token, and control tokens are recognised."""
+        begin = self._driver.vocabulary.encode("", special=special, add_begin=special)
+        tokens = await self._encode_parts([PromptPart(text, literal=not special)])
         return np.concatenate((np.array(begin, np.int32), tokens))
 
     async def _encode_parts(self, parts: Sequence[PromptPart]) -> TokenIds:
