@@ -62,6 +62,8 @@ class Contest:
         self._progress = progress
         self._now = now
         self._end = now() + BUDGET_S
+        self._careful: dict[str, float] = {}  # prefill tokens/s of each finalist's last careful trial
+        self._disagreed = False
         self._busy = False
         self._done = 0
         self._steps = 1
@@ -79,7 +81,7 @@ class Contest:
             self._drop_losers(found)
         finalists = [measurement.encoding for measurement in _finalists(found)]
         for turn in range(FINAL_TURNS):
-            if turn == 0 or self._busy:
+            if turn == 0 or self._disagreed:
                 for name in finalists:
                     found[name] = self._final_turn(found[name])
         winner = best(list(found.values()))
@@ -137,8 +139,11 @@ class Contest:
         result = self._attempt(self.path(measurement.encoding), None, effort=CAREFUL)
         if result.failure or result.speed is None:
             return measurement
-        speeds = sorted((measurement.prefill_tokens_per_s or 0.0, result.speed.prefill_tokens_per_s))
-        self._busy |= speeds[1] > BUSY_RATIO * speeds[0]
+        speed, careful = result.speed.prefill_tokens_per_s, self._careful.get(measurement.encoding)
+        self._disagreed |= _differ(measurement.prefill_tokens_per_s or 0.0, speed)
+        # A sketch may just be too short to agree; two careful trials that differ were disturbed.
+        self._busy |= careful is not None and _differ(careful, speed)
+        self._careful[measurement.encoding] = speed
         return _measured(measurement, result)
 
     def _attempt(
@@ -207,6 +212,10 @@ def _measured(measurement: Measurement, result: Result) -> Measurement:
             ),
         )
     return measurement
+
+
+def _differ(one: float, other: float) -> bool:
+    return max(one, other) > BUSY_RATIO * min(one, other)
 
 
 def _best_of(better: Callable[[float, float], float], one: float | None, other: float | None) -> float | None:

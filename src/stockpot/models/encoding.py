@@ -107,11 +107,10 @@ def _choose(
     lossless reference."""
     if winner := outcome.winner:
         count = sum(m.faithful for m in outcome.measurements)
+        hint = "; other programs were busy meanwhile, `stockpot models tune` measures again"
         return winner.encoding, (
             f"fastest on this processor of {count} encodings that keep the model's answers "
-            f"(KL {winner.kl_mean:.4f} nats, bound {MAX_KL_MEAN})"
-            + "; other programs were busy meanwhile, `stockpot models tune` measures again"
-            * outcome.busy
+            f"(KL {winner.kl_mean:.4f} nats, bound {MAX_KL_MEAN}){hint if outcome.busy else ''}"
         )
     tried = "; ".join(f"{m.encoding}: {m.verdict}" for m in outcome.measurements)
     why = outcome.obstacle or tried or "there is no other encoding as precise"
