@@ -158,16 +158,16 @@ def noise(driver: Driver, tokenised: list[list[int]]) -> float:
     """How far the distance of the two likeliest tokens moves when a prompt is prefilled beside others, its
     cells among theirs: the most that was seen."""
     worst = most = 0.0
-    for group in (tokenised[9:15], tokenised[18:24], tokenised[27:33]):
+    quiet = [logits_after(driver, prompt) for prompt in tokenised]
+    for group in ([*range(first, len(tokenised), 8)] for first in range(8)):
         for chunk in (16, 40):
-            together = logits_together(driver, group, chunk)
-            for prompt, beside in zip(group, together, strict=True):
-                alone = logits_after(driver, prompt)
+            together = logits_together(driver, [tokenised[index] for index in group], chunk)
+            for alone, beside in zip((quiet[index] for index in group), together, strict=True):
                 first, second = np.argsort(alone)[-2:]
                 moved = abs((alone[first] - alone[second]) - (beside[first] - beside[second]))
                 worst = max(worst, float(moved))
                 most = max(most, float(np.abs(alone - beside).max()))
-    print(f"\n{driver.facts.weights_bytes:,} bytes of weights: noise of batch shape is {worst:.3f} between")
+    print(f"\n{driver.facts.weights_bytes:,} bytes of weights: noise of company is {worst:.3f} between")
     print(f"the likeliest two tokens, {most:.3f} for any logit")
     return worst
 

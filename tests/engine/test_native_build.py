@@ -57,6 +57,8 @@ if "-S" in arguments:
     build = pathlib.Path(arguments[arguments.index("-B") + 1])
     text = (source / "ggml/src/iqk/fa/iqk_fa_templates.h").read_text()
     assert "fa_block_is_masked" in text and "-DGGML_NATIVE=ON" in arguments
+    for kernel in ("attention", "q8_0_r8_rows", "q8_2_quantize"):
+        assert "Stockpot" in (source / f"ggml/src/iqk/stockpot_{{kernel}}.h").read_text()
     build.mkdir()
     print("-- Configuring done")
 else:
