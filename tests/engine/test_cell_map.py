@@ -116,3 +116,14 @@ def test_pages_miss_what_the_library_misses(cells: list[bool], page: int) -> Non
     cell_map.append(0, places[:-1])
     looked_at = max(page, -(-highest_cell_by_pages(used, page) // page) * page)
     assert cell_map.missed_by_pages(page, places[-1:]) == (int(places[-1]) >= looked_at)
+
+
+def test_gaps_are_counted_below_the_highest_used_cell() -> None:
+    cells = CellMap(cells=64, sequences=2)
+    first, second = np.arange(10), np.arange(10, 20)
+    assert cells.gaps_below(first) == 0
+    cells.append(0, first)
+    cells.append(1, second)
+    cells.cut(0, 0)
+    assert cells.gaps_below(np.arange(20, 24)) == 10
+    assert cells.gaps_below(np.arange(4)) == 6

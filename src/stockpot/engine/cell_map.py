@@ -93,6 +93,12 @@ class CellMap:
         ends = np.flatnonzero(used[page - 1 :: page])
         return end > (page if not len(ends) else (int(ends[-1]) + 2) * page)
 
+    def gaps_below(self, placed: Cells) -> int:
+        """Free cells below the highest used one once `placed` are used too."""
+        last = np.flatnonzero(self.holders)[-1:]
+        end = int(max(last.max(initial=-1), placed.max(initial=-1))) + 1
+        return end - self.used() - len(placed)
+
     def first_hole(self) -> int:
         """The lowest free cell; `size` where none is free."""
         free = np.flatnonzero(self.holders == 0)

@@ -23,6 +23,9 @@ from stockpot.engine.llamacpp_vocabulary import LlamaVocabulary
 
 PAGE_CELLS = 32
 """Without flash attention ik_llama.cpp rounds the cells it attends to up to this many."""
+MIN_GAP_CELLS, MAX_GAP_SHARE = 128, 0.1
+"""Free cells below the highest used one are closed there when they are more than these: cells, and share of
+those used."""
 _TO_THE_END = -1
 _FULL = 1
 
@@ -194,11 +197,7 @@ class LlamaCppDriver(Driver):
             places = self._map.lowest(count)
         else:
             places = self._map.lowest_run(count)
-            if (
-                places is not None
-                and not traits.sound_range
-                and self._map.missed_by_pages(PAGE_CELLS, places)
-            ):
+            if places is not None and not traits.sound_range and self._must_close_gaps(places):
                 self.defragment()
                 places = self._map.lowest_run(count)
             self._search_from_the_start()
@@ -208,6 +207,13 @@ class LlamaCppDriver(Driver):
                 f"{count} cells are needed{' in one run' * traits.runs}, {free} of {self.cells} are free."
             )
         return places
+
+    def _must_close_gaps(self, places: Cells) -> bool:
+        """Before a batch is put there: whether used cells would be overlooked, or so many free ones looked at
+        (without flash attention each costs as much as a used one) that moving cells pays within a step."""
+        return self._map.missed_by_pages(PAGE_CELLS, places) or self._map.gaps_below(places) > max(
+            MIN_GAP_CELLS, MAX_GAP_SHARE * self._map.used()
+        )
 
     def _search_from_the_start(self) -> None:
         """The library searches free cells from where it last stopped; any copy, even of nothing, sends it
