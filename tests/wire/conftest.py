@@ -27,6 +27,7 @@ def _served(
     body_timeout_s: float = 60.0,
     request_timeout_s: float = 60.0,
     drain_s: float = 10.0,
+    headers_timeout_s: float = 60.0,
     stops: list[Callable[[], object]] | None = None,
 ) -> Generator[httpx2.Client, None, None]:
     """A client of a server in a thread of its own. What is put into `stops` acts as a signal."""
@@ -35,7 +36,7 @@ def _served(
         engine=EngineSettings(request_timeout_s=request_timeout_s),
     )
     app = create_app(backend, settings, Metrics(backend.engine_stats))
-    server = Server(app, backend, drain_s=drain_s)
+    server = Server(app, backend, drain_s=drain_s, headers_timeout_s=headers_timeout_s)
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     loop = asyncio.new_event_loop()

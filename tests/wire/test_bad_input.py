@@ -196,6 +196,17 @@ def test_a_body_that_does_not_come(serve: Serve) -> None:
                 answer += more
 
 
+def test_headers_that_do_not_come(serve: Serve) -> None:
+    with serve(FakeBackend(), headers_timeout_s=0.3) as client:
+        port = client.base_url.port
+        assert port is not None
+        for start in (b"", b"GET /health HTTP/1.1\r\nHost"):
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+                connection.sendall(start)
+                assert connection.recv(65536) == b""
+        assert client.get("/health").status_code == 200
+
+
 def test_routes_and_methods_that_do_not_exist(client: httpx2.Client) -> None:
     assert refused(client.get("/v1/nothing"), 404)["code"] == "not_found"
     response = client.get(CHAT)

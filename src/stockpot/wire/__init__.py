@@ -7,5 +7,6 @@ translate  shape -> the one ChatRequest / CompletionRequest
 delivery   events -> one answer or a stream; a client that goes away closes the backend's stream
 *_answer   events -> the provider's JSON; sse: the framing
 errors     every error -> the provider's JSON and status
+connection the time a request's headers may take
 server     uvicorn with a drain between "stop" and the end
 """

@@ -18,10 +18,12 @@ from starlette.types import ASGIApp
 
 from stockpot.backends.backend import Backend
 from stockpot.errors import AddressUnavailable
+from stockpot.wire.connection import connections
 
 _LOG = logging.getLogger(__name__)
 _BACKLOG = 1024
 _KEEP_ALIVE_S = 60  # clients keep pools of connections; uvicorn's 5 s would race with their next request
+HEADERS_TIMEOUT_S = 60  # longer than any client needs, short enough that idle sockets do not pile up
 _LAST_BYTES_S = 5  # for answers that are complete and still on their way out
 
 
@@ -59,11 +61,13 @@ class Server(uvicorn.Server):
     The backend must allow `stop(drain=False)` while `stop(drain=True)` waits.
     """
 
-    def __init__(self, app: ASGIApp, backend: Backend, *, drain_s: float) -> None:
+    def __init__(
+        self, app: ASGIApp, backend: Backend, *, drain_s: float, headers_timeout_s: float = HEADERS_TIMEOUT_S
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=connections(headers_timeout_s=headers_timeout_s),
                 ws="none",
                 lifespan="off",
                 log_config=None,
