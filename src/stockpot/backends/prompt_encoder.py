@@ -9,6 +9,7 @@ control tokens that its template writes, and each piece is encoded once. For 2,0
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -23,13 +24,15 @@ TokenIds = NDArray[np.int32]
 
 _QUICK_CHARACTERS = 2_000
 """Texts up to this long are encoded in well below a millisecond."""
+_ENTRY_BYTES = 400
+"""The part, the array and their place in the dictionary: most of what a short piece takes."""
 
 
 class PromptEncoder:
     """Encodes texts and keeps the ids of the pieces seen last. May be used from any thread.
 
-    `controls` are the spellings of control tokens that prompts are made with. `capacity_bytes` bounds pieces
-    and ids together, a piece counted with four bytes a character, its largest size.
+    `controls` are the spellings of control tokens that prompts are made with. `capacity_bytes` bounds what
+    pieces, ids and the objects around them take.
     """
 
     def __init__(self, vocabulary: Vocabulary, controls: Iterable[str], *, capacity_bytes: int) -> None:
@@ -87,7 +90,7 @@ class PromptEncoder:
 
 
 def _size_bytes(piece: PromptPart, tokens: TokenIds) -> int:
-    return 4 * len(piece.text) + tokens.nbytes
+    return sys.getsizeof(piece.text) + tokens.nbytes + _ENTRY_BYTES
 
 
 def _separates(vocabulary: Vocabulary, control: str) -> bool:
