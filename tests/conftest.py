@@ -6,10 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from stockpot.engine.driver import Driver
 from stockpot.runtime import open_driver_for
 from stockpot.settings import Settings, load_settings
+
+# How long an example takes says nothing here: machines are shared.
+settings.register_profile("stockpot", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("stockpot")
 
 
 @pytest.fixture
