@@ -29,8 +29,8 @@ from stockpot.errors import DeadlineExceeded, RequestError, UnknownModel
 from stockpot.events import Completed, Delta, Event, Finished, Started
 from stockpot.requests import ChatRequest, CompletionRequest
 
-_ENCODED_TEXT_BYTES = 8 * 2**20
-"""For pieces of prompts and their token ids: some 30 prompts of 32,768 tokens, or 10,000 short messages."""
+_ENCODED_TEXT_BYTES = 4 * 2**20
+"""For pieces of prompts and their token ids: some 15 prompts of 32,768 tokens, or 5,000 short messages."""
 
 _CONTENT_LIMIT_FACTOR = 64
 """A text of more characters than this per token of context cannot fit (the longest tokens are a few dozen
