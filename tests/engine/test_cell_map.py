@@ -65,7 +65,7 @@ def perform(driver: FakeDriver, held: list[list[int]], step: Step) -> None:
 
 
 @given(STEPS, st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_course_of_events_leaves_sequences_as_computed_alone(steps: list[Step], one_run: bool) -> None:
     driver = FakeDriver(cells=64, max_sequences=SEQUENCES, max_batch_tokens=64, one_run=one_run)
     held: list[list[int]] = [[] for _ in range(SEQUENCES)]

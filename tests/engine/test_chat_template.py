@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stockpot.clock import VirtualClock
@@ -194,7 +194,6 @@ def test_control_spellings_in_names_and_arguments_are_literal() -> None:
         max_size=4,
     )
 )
-@settings(deadline=None)
 def test_parts_are_the_rendered_text_and_users_write_no_control_tokens(contents: list[str]) -> None:
     smollm2 = template(SMOLLM2)
     messages = [Message("system", contents[0]), *(Message("user", content) for content in contents[1:])]

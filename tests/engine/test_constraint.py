@@ -139,7 +139,7 @@ def test_random_output_satisfies_its_schema(
 
 
 @given(seed=st.integers(0, 2**32))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_json_object_is_an_object(factories: dict[str, ConstraintFactory], seed: int) -> None:
     for name, factory in factories.items():
         constraint = factory.compile(OutputFormat("json_object"))

@@ -195,7 +195,7 @@ PROMPTS = st.lists(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     requests=PROMPTS,
     cells=st.sampled_from([160, 256, 1024]),

@@ -5,6 +5,7 @@ then with the cache, concurrently, preempted, and restored from RAM. Tokens must
 physics: a batch of another shape, or cells in another order, adds floating-point numbers in another order
 (and eight-bit activations round them to other steps), so where the two likeliest tokens are closer than that
 noise, either may win. The noise is measured here, and printed with every difference that it explains.
+With the kernels of `engine/kernels` the shape of a batch changes nothing; the place of cells is left.
 """
 
 from __future__ import annotations

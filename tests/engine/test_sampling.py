@@ -94,7 +94,7 @@ def test_logits_are_only_read() -> None:
 
 
 @given(seed=st.integers(), choice=st.integers(0, 8), others=st.integers(0, 4))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_a_seed_decides_the_draws_whoever_shares_the_batch(seed: int, choice: int, others: int) -> None:
     rows = normal_rows(5)
     sampling = Sampling(temperature=0.9, top_p=0.95)
@@ -157,7 +157,7 @@ def test_draws_follow_the_filtered_distribution(sampling: Sampling) -> None:
         min_p=st.one_of(st.just(0.0), st.floats(0.0001, 1)),
     ),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_every_draw_is_one_the_filters_leave(seed: int, spread: float, size: int, sampling: Sampling) -> None:
     row = np.random.default_rng(seed).normal(0, spread, size).astype(np.float32)
     # A little slack at the edge: the reference adds in double precision.

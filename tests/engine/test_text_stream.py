@@ -105,7 +105,6 @@ def test_stop_strings(text: str, stop: tuple[str, ...], expected: tuple[str, str
 
 
 @given(pieces=cut_bytes(st.one_of(st.binary(max_size=40), st.text(max_size=20).map(str.encode))))
-@settings(deadline=None)
 def test_all_text_is_shown_however_tokens_cut_it(pieces: list[bytes]) -> None:
     texts, stopped = shown(pieces)
     assert "".join(texts) == b"".join(pieces).decode("utf-8", errors="replace")
@@ -116,7 +115,7 @@ def test_all_text_is_shown_however_tokens_cut_it(pieces: list[bytes]) -> None:
     pieces=cut_bytes(st.text("abé", max_size=24).map(str.encode)),
     stop=st.lists(st.text("abé", min_size=1, max_size=5), max_size=4).map(tuple),
 )
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_stop_strings_do_not_depend_on_how_tokens_cut_the_text(
     pieces: list[bytes], stop: tuple[str, ...]
 ) -> None:

@@ -75,9 +75,7 @@ def _gguf(pairs: dict[str, bytes] = LLAMA) -> bytes:
 
 WHOLE = _gguf()
 DATA_BYTES = sum(size + -size % ALIGNMENT for *_, size in TENSORS)
-_shared_folder = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+_shared_folder = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture

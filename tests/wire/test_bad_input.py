@@ -303,7 +303,7 @@ _NAMES = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     path=st.sampled_from([CHAT, "/v1/completions", "/tokenize"]),
     fields=st.dictionaries(_NAMES, _ANYTHING, max_size=4),
