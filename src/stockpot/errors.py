@@ -13,6 +13,8 @@
     `-- RequestError                 400            the client can do something about it
         |-- UnsupportedField         400            a field this server cannot honour
         |-- ContextLengthExceeded    400
+        |-- Unauthenticated          401            no key, or one that is not known here
+        |-- Forbidden                403            not for this caller
         |-- UnknownModel             404
         |-- DeadlineExceeded         408
         |-- BodyTooLarge             413
@@ -123,6 +125,20 @@ class ContextLengthExceeded(RequestError):
     """The prompt does not fit the context; the message carries both numbers."""
 
     code = "context_length_exceeded"
+
+
+class Unauthenticated(RequestError):
+    """The request carries no key, or one that is not known here."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class Forbidden(RequestError):
+    """The caller may not do this from where it calls."""
+
+    status = 403
+    code = "forbidden"
 
 
 class UnknownModel(RequestError):

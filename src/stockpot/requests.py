@@ -22,6 +22,33 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheBoundary:
+    """A place in the prompt; what precedes it is to be kept for `ttl_s` seconds at least from its last use on
+    (`cache_control` of the Anthropic API).
+
+    The place lies in the content of `messages[message]`, behind its first `characters` characters (None: all
+    of them); the prompt of a plain completion is message 0. `shared` declares that all that precedes it may
+    be found by every tenant. `tags` are labels for invalidation; `document:NAME` is that of a document.
+    """
+
+    message: int
+    characters: int | None
+    ttl_s: int
+    shared: bool = False
+    tags: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBoundary:
+    """A boundary in the prompt as the model reads it: it applies to the first `tokens` tokens."""
+
+    tokens: int
+    ttl_s: int
+    shared: bool = False
+    tags: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How the next token is drawn. The defaults leave the model's distribution as it is.
 
@@ -57,6 +84,8 @@ class Generation:
 
     `max_tokens` None means: until the model stops or the context is full. `logprobs` None means none;
     0 the chosen token's alone; k > 0 also those of the k likeliest tokens. `deadline_s` counts from arrival.
+    `tenant` is who asks ("": nobody in particular). `client_request_id` is the id the client knows the
+    request by (X-Request-Id), `request_id` is ours, and unique.
     """
 
     model: str
@@ -69,6 +98,8 @@ class Generation:
     logprobs: int | None = None
     ignore_eos: bool = False
     deadline_s: float | None = None
+    tenant: str = ""
+    client_request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +109,7 @@ class ChatRequest:
     generation: Generation
     messages: Sequence[Message]
     template_arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    boundaries: tuple[CacheBoundary, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +119,4 @@ class CompletionRequest:
     generation: Generation
     prompt: str | Sequence[int]
     echo: bool = False
+    boundaries: tuple[CacheBoundary, ...] = ()

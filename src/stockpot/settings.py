@@ -6,16 +6,27 @@ Units are in the names. Every value is frozen once read.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -26,6 +37,37 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _resolved(secret: SecretStr) -> SecretStr:
+    """The secret a reference stands for. Errors name the reference, never a secret."""
+    kind, colon, place = secret.get_secret_value().partition(":")
+    if not colon or kind not in {"env", "file"}:
+        return secret
+    if kind == "env":
+        value = os.environ.get(place)
+        if value is None:
+            raise ValueError(f"the environment variable {place} is not set")
+        return SecretStr(value)
+    try:
+        return SecretStr(Path(place).expanduser().read_text(encoding="utf-8").strip())
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"the file {place} cannot be read: {error}") from error
+    except UnicodeDecodeError:
+        raise ValueError(f"the file {place} is not UTF-8 text") from None
+
+
+def _fit_for_a_header(secret: SecretStr) -> SecretStr:
+    key = secret.get_secret_value()
+    if not key or not all("!" <= character <= "~" for character in key):
+        raise ValueError("a key is printable ASCII without spaces, at least one character")
+    return secret
+
+
+Secret = Annotated[SecretStr, AfterValidator(_resolved)]
+"""A secret as it is, or where it stands: `env:NAME` or `file:PATH` (without white space around its text)."""
+
+_Key = Annotated[Secret, AfterValidator(_fit_for_a_header)]
 
 
 class ServerSettings(_Section):
@@ -73,6 +115,45 @@ class EngineSettings(_Section):
     )
 
 
+class DiskSettings(_Section):
+    """The disk tier: blocks in one folder, which several servers may share."""
+
+    path: Path | None = Field(default=None, description="None: the folder kv in cache_dir")
+    capacity_bytes: int | None = Field(
+        default=None, ge=0, description="None: a tenth of the free disk, 8 GiB at most; 0: no disk tier"
+    )
+
+
+class RedisSettings(_Section):
+    """The Redis tier (Redis 7 or newer, or Valkey), shared by all nodes. Needs `cache.secret`."""
+
+    url: str | None = Field(default=None, description="redis://, rediss:// or unix://; None: no Redis tier")
+    username: str | None = None
+    password: Secret | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    verify: bool = Field(default=True, description="whether the server's TLS certificate is checked")
+    prefix: str = Field(default="stockpot", description="what every key begins with")
+    ttl_s: int = Field(default=86_400, ge=1, description="how long a block stays after its last use")
+    timeout_s: float = Field(default=0.05, gt=0, le=10, description="without progress, a call is given up")
+    max_value_bytes: int = Field(
+        default=2**20, ge=1024, description="a block is cut into values of this size"
+    )
+
+
+class KvEventSettings(_Section):
+    """KV events on ZeroMQ in vLLM's format. They carry the token ids of prompts and nobody is asked who reads
+    them: keep the addresses on this machine or a private network."""
+
+    endpoint: str | None = Field(
+        default=None, description="for example tcp://127.0.0.1:5557; None: no events"
+    )
+    replay_endpoint: str | None = None
+    topic: str = ""
+    short_hashes: bool = Field(default=False, description="64-bit numbers for block hashes, as vLLM has them")
+
+
 class CacheSettings(_Section):
     """Prefix reuse and its tiers."""
 
@@ -81,6 +162,49 @@ class CacheSettings(_Section):
     ram_bytes: int | None = Field(
         default=None, ge=0, description="None: a quarter of free memory, 4 GiB at most"
     )
+    policy: Literal["lru", "lfu", "s3-fifo", "lifo", "ttl", "cost"] = Field(
+        default="lru", description="which blocks leave RAM first"
+    )
+    policy_ttl_s: float = Field(default=3600.0, gt=0, description="for the policy ttl: how long unused")
+    yield_memory: bool = Field(default=True, description="give RAM back before the machine runs short of it")
+    write_behind_bytes: int = Field(
+        default=256 * 2**20, ge=0, description="what may wait to be written to a tier behind RAM"
+    )
+    secret: Secret | None = Field(
+        default=None, description="16 bytes or more, the same on all nodes: blocks carry a MAC made with it"
+    )
+    encrypt: bool = Field(default=False, description="blocks behind RAM are encrypted (AES-256-GCM)")
+    disk: DiskSettings = DiskSettings()
+    redis: RedisSettings = RedisSettings()
+    events: KvEventSettings = KvEventSettings()
+
+
+class TenantSettings(_Section):
+    """One tenant: the key its clients send, and how much of the RAM tier it may hold."""
+
+    key: _Key
+    ram_quota_bytes: int | None = Field(default=None, ge=0, description="None: as much as there is")
+
+
+class AccessSettings(_Section):
+    """Who may call. Without tenants everybody may; without an admin key this machine alone administers."""
+
+    admin_key: _Key | None = None
+    tenants: dict[
+        Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], TenantSettings
+    ] = Field(default_factory=dict[str, TenantSettings])
+
+    @model_validator(mode="after")
+    def _keys_differ(self) -> AccessSettings:
+        owners: dict[str, str] = {}
+        named = {f"tenants.{name}.key": tenant.key for name, tenant in self.tenants.items()}
+        for owner, key in {"admin_key": self.admin_key, **named}.items():
+            if key is None:
+                continue
+            other = owners.setdefault(key.get_secret_value(), owner)
+            if other != owner:
+                raise ValueError(f"{other} and {owner} are the same key; each needs one of its own")
+        return self
 
 
 class Settings(BaseSettings):
@@ -92,12 +216,14 @@ class Settings(BaseSettings):
         frozen=True,
         extra="forbid",
         nested_model_default_partial_update=True,
+        hide_input_in_errors=True,  # it may be a secret
     )
 
     server: ServerSettings = ServerSettings()
     model: ModelSettings = ModelSettings()
     engine: EngineSettings = EngineSettings()
     cache: CacheSettings = CacheSettings()
+    access: AccessSettings = AccessSettings()
     cache_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_cache_dir("stockpot")),
         description="models and libraries",
@@ -137,6 +263,8 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
         raise ConfigurationError(f"The configuration {config} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"The configuration {config} is not valid TOML: {error}.") from error
+    except SettingsError as error:
+        raise ConfigurationError(f"The environment does not fit: {error}.") from error
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors())
         raise ConfigurationError(f"The configuration does not fit: {wrong}.") from error

@@ -108,6 +108,26 @@ def test_the_same_text_as_control_tokens_and_as_plain_text() -> None:
     assert plain == list(b"<|im_end|>")
 
 
+def test_each_tenant_has_pieces_of_its_own() -> None:
+    vocabulary = CountingVocabulary()
+    encoder = encoder_of(vocabulary)
+    pieces = encoder.pieces(chat("secret " * 1000))
+    expected = encoder.encode(pieces, "ann").tolist()
+    assert encoder.is_quick(pieces, "ann")
+    assert not encoder.is_quick(pieces, "bob")
+    assert not encoder.is_quick(pieces)
+    vocabulary.asked.clear()
+    assert encoder.encode(pieces, "bob").tolist() == expected
+    assert vocabulary.asked == [piece.text for piece in pieces]
+
+
+def test_tenants_share_one_bound() -> None:
+    encoder = encoder_of(FakeVocabulary(), 3000)
+    for number in range(30):
+        encoder.encode(encoder.pieces(chat("the same words for everyone")), f"tenant-{number}")
+        assert encoder.used_bytes <= 3000
+
+
 def test_the_real_vocabulary_gives_the_same_tokens(real_driver: Driver) -> None:
     vocabulary = real_driver.vocabulary
     encoder = encoder_of(vocabulary)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stockpot.clock import VirtualClock
 from stockpot.engine.chat_template import ChatTemplate, PromptPart
 from stockpot.errors import ModelError, RequestError
-from stockpot.requests import Message
+from stockpot.requests import CacheBoundary, Message
 
 # From the metadata of SmolLM2-135M-Instruct.
 SMOLLM2 = (
@@ -215,6 +215,82 @@ def test_text_with_every_mark_is_refused() -> None:
     hostile = "".join(chr(code) for code in range(0xFDD0, 0xFDF0)) + "<|im_end|>"
     with pytest.raises(RequestError, match="noncharacter"):
         template(SMOLLM2).render((Message("user", hostile),), {})
+
+
+def before_boundary(
+    source: str, messages: tuple[Message, ...], message: int, characters: int | None, *, shared: bool = False
+) -> str:
+    """What stands before one boundary in the prompt."""
+    chat_template = template(source)
+    text = chat_template.render(messages, {})
+    boundary = CacheBoundary(message, characters, 300, shared)
+    (place,) = chat_template.boundary_places(messages, {}, [boundary], text)
+    return text[:place]
+
+
+def test_a_boundary_stands_where_its_content_was_written() -> None:
+    head = "<|im_start|>system\nBe brief."
+    assert before_boundary(SMOLLM2, HELLO, 0, None, shared=True) == head
+    assert before_boundary(SMOLLM2, HELLO, 0, 2) == head[:-7]
+    assert before_boundary(SMOLLM2, HELLO, 1, 0) == head + "<|im_end|>\n<|im_start|>user\n"
+    assert before_boundary(SMOLLM2, HELLO, 1, None) == head + "<|im_end|>\n<|im_start|>user\nHello"
+
+
+@pytest.mark.parametrize(
+    ("body", "written"),
+    [
+        ("m.content", " \n ab  cd\n "),
+        ("m.content | trim", "ab  cd"),
+        ("m.content.strip() | upper", "AB  CD"),
+        ("m.content.split('</think>')[-1].lstrip('\n')", " \n ab  cd\n "),
+        ("m.content | tojson", '" \\n ab  cd\\n "'),
+    ],
+)
+def test_white_space_a_template_takes_away_is_not_counted(body: str, written: str) -> None:
+    source = "{% for m in messages %}[{{ " + body + " }}]{% endfor %}"
+    content = " \n ab  cd\n "
+    messages = (Message("user", content), Message("user", "next"))
+    places = [len(before_boundary(source, messages, 0, at)) - 1 for at in range(len(content) + 1)]
+    assert places == sorted(places)
+    lower = written.lower()
+    assert places[content.index("b")] == lower.index("b")
+    assert places[content.index("c")] == lower.index("c")
+    assert 0 <= places[0] <= lower.index("a")
+    assert lower.index("d") < places[-1] <= len(written)
+
+
+def test_a_template_that_does_not_write_a_message_has_no_place_for_its_boundary() -> None:
+    for source in ("{{ messages[-1].content }}", "{{ messages[0].content | urlencode }}"):
+        with pytest.raises(RequestError, match="does not write the content") as caught:
+            before_boundary(source, HELLO, 0, None)
+        assert (caught.value.status, caught.value.param) == (400, "messages[0]")
+        assert before_boundary("{{ messages[0].content * 2 }}", HELLO, 0, None) == "Be brief."
+
+
+def test_what_follows_a_shared_boundary_is_never_shared() -> None:
+    late_system = "{{ messages[1].content }}|{{ messages[0].content }}"
+    assert before_boundary(late_system, HELLO, 0, None) == "Hello|Be brief."
+    with pytest.raises(RequestError, match="would be shared with it") as caught:
+        before_boundary(late_system, HELLO, 0, None, shared=True)
+    assert (caught.value.status, caught.value.param) == (400, "messages[0]")
+    rest_first = "{{ messages[0].content[8:] }}{{ messages[0].content }}"
+    with pytest.raises(RequestError, match="would be shared with it"):
+        before_boundary(rest_first, (Message("user", "shared! private"),), 0, 7, shared=True)
+    asks = "{{ messages[1].content.startswith('He') and messages[1].content.endswith('lo') }}"
+    assert before_boundary(asks + "{{ messages[0].content }}", HELLO, 0, None, shared=True) == "TrueBe brief."
+
+
+def test_places_of_several_boundaries_and_marks_that_users_wrote() -> None:
+    messages = (Message("system", "\ufdd0one\ufdd1<|im_end|>two"), Message("user", "three"))
+    places = [(0, 5), (0, 8), (0, None), (1, 2), (1, 2)]
+    boundaries = [CacheBoundary(message, characters, 300) for message, characters in places]
+    text = template(SMOLLM2).render(messages, {})
+    head, rest = "<|im_start|>system\n", "<|im_end|>\n<|im_start|>user\nth"
+    ends = [head + "\ufdd0one\ufdd1", head + "\ufdd0one\ufdd1<|i", head + messages[0].content]
+    ends += [ends[-1] + rest] * 2
+    found = template(SMOLLM2).boundary_places(messages, {}, boundaries, text)
+    assert found == [len(end) for end in ends]
+    assert [text[:place] for place in found] == ends
 
 
 def test_ten_thousand_messages() -> None:

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from stockpot.backends.fake import FakeBackend
-from stockpot.settings import EngineSettings, ServerSettings, Settings
+from stockpot.settings import AccessSettings, EngineSettings, ServerSettings, Settings
 from stockpot.telemetry.metrics import Metrics
 from stockpot.wire.app import create_app
 from stockpot.wire.server import Server, listen
@@ -28,12 +28,14 @@ def _served(
     request_timeout_s: float = 60.0,
     drain_s: float = 10.0,
     headers_timeout_s: float = 60.0,
+    access: AccessSettings | None = None,
     stops: list[Callable[[], object]] | None = None,
 ) -> Generator[httpx2.Client, None, None]:
     """A client of a server in a thread of its own. What is put into `stops` acts as a signal."""
     settings = Settings(
         server=ServerSettings(max_body_bytes=max_body_bytes, body_timeout_s=body_timeout_s, drain_s=drain_s),
         engine=EngineSettings(request_timeout_s=request_timeout_s),
+        access=access or AccessSettings(),
     )
     app = create_app(backend, settings, Metrics(backend.engine_stats))
     server = Server(app, backend, drain_s=drain_s, headers_timeout_s=headers_timeout_s)
@@ -59,7 +61,7 @@ def _served(
         loop.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def serve() -> Serve:
     """Starts a server over the given FakeBackend; keywords as in `_served`."""
     return _served

@@ -14,6 +14,9 @@ Tokenised with the rest it would become that token, and its author could close a
 role. So `render_parts` marks such spellings, and they are tokenised as the plain characters they are.
 Prompts without them are one part, and tokenise exactly as the whole text does. (Not caught: a template that
 makes such a spelling by joining or cutting texts of a user that hold none.)
+
+**Where a place in a message comes to stand** only the template knows. `boundary_places` runs it over messages
+that hold a mark there, and looks where the mark went; the prompt itself is never made of marked messages.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from stockpot.clock import Clock
 from stockpot.errors import ModelError, RequestError
-from stockpot.requests import Message
+from stockpot.requests import CacheBoundary, Message
 
 _CHATML = (
     "{% for message in messages %}"
@@ -130,7 +133,7 @@ class ChatTemplate:
         controls = self._controls
         if controls is None or not any(controls.search(text) for text in _strings(values)):
             return [PromptPart(self._run({**values, **fixed}), literal=False)]
-        mark = _unused_mark(values)
+        (mark,) = _unused_marks(values, 1)
         try:
             marked = {name: _marked(value, controls, mark) for name, value in values.items()}
         except RecursionError as error:
@@ -138,6 +141,37 @@ class ChatTemplate:
                 "The template arguments are nested too deeply.", param=_ARGUMENTS_PARAM
             ) from error
         return _split(self._run({**marked, **fixed}), controls, mark)
+
+    def boundary_places(
+        self,
+        messages: Sequence[Message],
+        arguments: Mapping[str, Any],
+        boundaries: Sequence[CacheBoundary],
+        text: str,
+    ) -> list[int]:
+        """How many characters stand before each boundary in `text`, the prompt made of the same messages.
+
+        White space before a boundary that the template takes away is not counted. Raises RequestError (param
+        `messages[i]`) where the template does not write the content a boundary stands in, and for a shared
+        boundary where it writes content of later messages before it: that would be shared too.
+        """
+        turns = [self._turn(message) for message in messages]
+        private, *marks = _unused_marks({**arguments, "messages": turns}, 1 + len(boundaries))
+        contents = [message.content for message in messages]
+        places = [_place_in(contents, boundary) for boundary in boundaries]
+        marked = [(place, mark) for place, mark in zip(places, marks, strict=True)]
+        shared = [place for place, boundary in zip(places, boundaries, strict=True) if boundary.shared]
+        if shared:
+            marked += [(place, private) for place in _private_places(contents, max(shared))]
+        for (message, at), mark in sorted(marked, reverse=True):  # from the back: places before stay right
+            turns[message]["content"] = turns[message]["content"][:at] + mark + turns[message]["content"][at:]
+        rendered = self._run({**arguments, **self._fixed, "messages": turns, "add_generation_prompt": True})
+        befores = [
+            _before(mark, rendered, boundary, private)
+            for mark, boundary in zip(marks, boundaries, strict=True)
+        ]
+        any_mark = re.compile(f"[{private}{''.join(marks)}]")
+        return [_common_length(any_mark.sub("", before), text) for before in befores]
 
     def _turn(self, message: Message) -> dict[str, str]:
         role = message.role
@@ -220,14 +254,18 @@ def _strings(values: Mapping[str, Any]) -> Iterator[str]:
             rest.extend(cast("Sequence[Any]", value))
 
 
-def _unused_mark(values: Mapping[str, Any]) -> str:
+def _unused_marks(values: Mapping[str, Any], count: int) -> Sequence[str]:
     used: set[str] = set()
     for text in _strings(values):
         used.update(text)
-    mark = next((mark for mark in _MARKS if mark not in used), None)
-    if mark is None:
-        raise RequestError("The messages hold every Unicode noncharacter; leave one out.", param="messages")
-    return mark
+    unused = [mark for mark in _MARKS if mark not in used]
+    if len(unused) < count:
+        raise RequestError(
+            f"The messages hold all but {len(unused)} of the Unicode noncharacters U+FDD0 to U+FDEF, and"
+            f" {count} are needed to mark places in them; leave some out.",
+            param="messages",
+        )
+    return unused[:count]
 
 
 def _marked(value: Any, controls: re.Pattern[str], mark: str) -> Any:
@@ -255,3 +293,51 @@ def _split(text: str, controls: re.Pattern[str], mark: str) -> list[PromptPart]:
         before = after[len(found[0]) - 1 :]
     parts.append(PromptPart(before, literal=False))
     return [part for part in parts if part.text]
+
+
+def _place_in(contents: Sequence[str], boundary: CacheBoundary) -> tuple[int, int]:
+    """A boundary as (message, characters of its content)."""
+    at = boundary.characters
+    return boundary.message, len(contents[boundary.message]) if at is None else at
+
+
+def _private_places(contents: Sequence[str], shared: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """A place in every text behind the last shared boundary: in its middle, where templates do not look (they
+    ask how a content begins and ends)."""
+    first, start = shared
+    for message in range(first, len(contents)):
+        length = len(contents[message]) - start
+        if length:
+            yield message, start + (length + 1) // 2
+        start = 0
+
+
+def _before(mark: str, rendered: str, boundary: CacheBoundary, private: str) -> str:
+    """What a template wrote before the mark of a boundary. `private` marks what follows the shared ones."""
+    param = f"messages[{boundary.message}]"
+    before, found, _ = rendered.partition(mark)
+    if not found:
+        raise RequestError(
+            f"The model's chat template does not write the content of {param} as it is, so a boundary"
+            " ('cache_control') in it has no place in the prompt; remove it.",
+            param=param,
+        )
+    if boundary.shared and private in before:
+        raise RequestError(
+            f"The model's chat template writes later messages before the boundary in {param}, so they would"
+            " be shared with it; leave out its 'scope'.",
+            param=param,
+        )
+    return before
+
+
+def _common_length(one: str, other: str) -> int:
+    """How many characters two texts begin with in common."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

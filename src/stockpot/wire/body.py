@@ -16,7 +16,7 @@ from stockpot.errors import BodyTooLarge, BodyTooSlow, RequestError
 from stockpot.settings import ServerSettings
 from stockpot.wire.tolerated import MESSAGE, STREAM_OPTIONS, Tolerated, without_tolerated
 
-_MESSAGE_FIELDS = frozenset({"role", "content", "name"})
+_MESSAGE_FIELDS = frozenset({"role", "content", "name", "cache_control"})
 _STREAM_OPTIONS_FIELDS = frozenset({"include_usage"})
 _SHOWN_CHARACTERS = 60
 
@@ -121,6 +121,8 @@ def _refusal(error: ErrorDetails, shape: type[BaseModel]) -> RequestError:
         )
     field = shape.model_fields.get(str(error["loc"][0])) if len(error["loc"]) == 1 else None
     allowed = _range(field) if field is not None and error["type"] in _RANGE_ERRORS else None
+    if error["type"] == "model_type":  # pydantic's words name a class of ours
+        allowed = "an object"
     wanted = f"must be {allowed}" if allowed else _wanted(error["msg"])
     return RequestError(f"'{path}' {wanted}; got {_shown(error['input'])}.", param=path)
 

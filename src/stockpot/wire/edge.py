@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import uuid
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stockpot.clock import Clock
@@ -18,6 +19,11 @@ _LOG = logging.getLogger(__name__)
 _REQUEST_ID = b"x-request-id"
 _REQUEST_ID_LENGTH_MAX = 128
 _CLIENT_GONE = 499  # nginx's number for an answer nobody waited for; only ever seen in metrics and logs
+
+
+def request_id_of(request: Request) -> str:
+    """The id that the answer carries as X-Request-Id: the client's own, or a new one. Not always unique."""
+    return request.state.request_id
 
 
 class Edge:
@@ -33,6 +39,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
         status = _CLIENT_GONE
         started = False
         started_s = self._clock.monotonic()

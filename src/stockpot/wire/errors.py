@@ -11,12 +11,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stockpot.errors import DeadlineExceeded, EngineFailed, RequestError, ShuttingDown, StockpotError
+from stockpot.errors import (
+    DeadlineExceeded,
+    EngineFailed,
+    RequestError,
+    ShuttingDown,
+    StockpotError,
+    Unauthenticated,
+)
 from stockpot.events import Finished
 
 _DEFAULT_RETRY_AFTER_S = 1.0
 _RETRYABLE = frozenset({429, 503})
-_TYPES: Mapping[int, str] = {408: "timeout_error", 429: "rate_limit_error"}
+_TYPES: Mapping[int, str] = {403: "permission_error", 408: "timeout_error", 429: "rate_limit_error"}
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
@@ -65,6 +72,8 @@ def respond(error: StockpotError) -> Response:
     if error.status in _RETRYABLE:
         wanted = error.retry_after_s if isinstance(error, RequestError) else None
         headers["retry-after"] = str(max(1, math.ceil(wanted or _DEFAULT_RETRY_AFTER_S)))
+    if isinstance(error, Unauthenticated):
+        headers["www-authenticate"] = "Bearer"  # RFC 9110, 11.6.1: a 401 says how to authenticate
     if isinstance(error, DeadlineExceeded):
         # The official clients retry 408; the same deadline would pass again.
         headers["x-should-retry"] = "false"

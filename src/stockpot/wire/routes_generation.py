@@ -12,12 +12,13 @@ from stockpot.wire.body import read_shape
 from stockpot.wire.chat_answer import ChatCollector, ChatNarrator
 from stockpot.wire.completion_answer import CompletionCollector, CompletionNarrator
 from stockpot.wire.delivery import CollectedAnswer, StreamedAnswer
+from stockpot.wire.edge import request_id_of
 from stockpot.wire.service import Service
 from stockpot.wire.shapes_chat import ChatShape
 from stockpot.wire.shapes_common import GenerationShape
 from stockpot.wire.shapes_completion import CompletionShape
 from stockpot.wire.tolerated import CHAT, COMPLETION
-from stockpot.wire.translate import chat_request, completion_request
+from stockpot.wire.translate import Arrival, chat_request, completion_request
 
 
 def router(service: Service) -> APIRouter:
@@ -26,12 +27,18 @@ def router(service: Service) -> APIRouter:
     server = service.settings.server
     longest_s = service.settings.engine.request_timeout_s
 
+    def arrival(request: Request, answer_id: str) -> Arrival:
+        """Raises Unauthenticated for a caller that is not known."""
+        caller = service.identity.caller(request)
+        return Arrival(answer_id, longest_s, caller.tenant, request_id_of(request))
+
     @routes.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        shape = await read_shape(request, ChatShape, CHAT, server)
         # Made here, not taken from the client's X-Request-Id: backends may rely on its being unique.
         answer_id = f"chatcmpl-{uuid.uuid4().hex}"
-        wanted = chat_request(shape, request_id=answer_id, longest_s=longest_s)
+        arrived = arrival(request, answer_id)
+        shape = await read_shape(request, ChatShape, CHAT, server)
+        wanted = chat_request(shape, arrived)
         created = int(service.clock.wall())
         events = service.backend.generate(wanted)
         if shape.stream:
@@ -52,9 +59,10 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/completions")
     async def completion(request: Request) -> Response:
-        shape = await read_shape(request, CompletionShape, COMPLETION, server)
         answer_id = f"cmpl-{uuid.uuid4().hex}"
-        wanted = completion_request(shape, request_id=answer_id, longest_s=longest_s)
+        arrived = arrival(request, answer_id)
+        shape = await read_shape(request, CompletionShape, COMPLETION, server)
+        wanted = completion_request(shape, arrived)
         created, choices = int(service.clock.wall()), wanted.generation.choices
         events = service.backend.generate(wanted)
         if shape.stream:

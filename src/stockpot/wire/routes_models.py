@@ -50,25 +50,32 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/v1/models")
-    async def models() -> Response:
+    async def models(request: Request) -> Response:
+        service.identity.caller(request)
         return json_response(ModelList([_body(card) for card in service.backend.models()]))
 
     @routes.get("/v1/models/{model_id:path}")
-    async def model(model_id: str) -> Response:
+    async def model(request: Request, model_id: str) -> Response:
+        service.identity.caller(request)
         return json_response(_body(_card(service, model_id)))
 
     @routes.post("/tokenize")
     async def tokenize(request: Request) -> Response:
+        caller = service.identity.caller(request)
         shape = await read_shape(request, TokenizeShape, {}, service.settings.server)
         if (shape.text is None) == (shape.messages is None):
             raise RequestError("Send either 'text' or 'messages'.", param="text")
         card = _card(service, shape.model)
         content: str | ChatRequest
         if shape.messages is not None:
-            content = ChatRequest(Generation(shape.model, "tokenize"), messages_of(shape.messages))
+            # Boundaries are left out: the tokens are the same without them, and nothing is kept.
+            generation = Generation(shape.model, "tokenize", tenant=caller.tenant)
+            content = ChatRequest(generation, messages_of(shape.messages))
         else:
             content = shape.text or ""
-        tokens = await service.backend.tokenize(shape.model, content, special=shape.special)
+        tokens = await service.backend.tokenize(
+            shape.model, content, special=shape.special, tenant=caller.tenant
+        )
         return json_response(Tokens(shape.model, tokens, len(tokens), card.context_tokens))
 
     return routes

@@ -8,6 +8,7 @@ from stockpot.backends.backend import Backend
 from stockpot.clock import Clock
 from stockpot.settings import Settings
 from stockpot.telemetry.metrics import Metrics
+from stockpot.wire.identity import Identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,3 +19,4 @@ class Service:
     settings: Settings
     metrics: Metrics
     clock: Clock
+    identity: Identity

@@ -6,16 +6,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from stockpot.wire.shapes_common import GenerationShape, Shape
+from stockpot.wire.shapes_common import CacheControl, GenerationShape, Shape
 
 
 class ContentPart(Shape):
-    """One part of a message. Only `text` is served; what others carry is kept for the refusal."""
+    """One part of a message. Only `text` is served; what others carry is kept for the refusal.
+
+    The boundary of `cache_control` stands behind the part."""
 
     model_config = ConfigDict(extra="allow")
 
     type: str
     text: str | None = None
+    cache_control: CacheControl | None = None
 
 
 def _content_kind(value: Any) -> str:
@@ -30,11 +33,14 @@ Content = Annotated[
 
 
 class MessageShape(Shape):
-    """One turn. Tool messages are refused until tools are served."""
+    """One turn. Tool messages are refused until tools are served.
+
+    The boundary of `cache_control` stands behind the content."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
     name: str | None = Field(default=None, max_length=256)
+    cache_control: CacheControl | None = None
 
 
 class JsonSchemaShape(Shape):

@@ -1,16 +1,25 @@
 """What the request bodies of chat and plain completions have in common, strictly typed.
 
 Names and ranges are those of the OpenAI API; `top_k`, `min_p`, `repetition_penalty` and `ignore_eos` are
-the extensions vLLM and llama-server know under the same names, `timeout` is ours.
+the extensions vLLM and llama-server know under the same names, `timeout` is ours. `cache_control` is that of
+the Anthropic API ("Prompt caching"), and `scope`, `tags` and `document` in it are ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+TTL_S: Mapping[str, int] = {"5m": 300, "1h": 3600}
+"""How long what stands before a boundary may be asked to be kept, in seconds, as the wire spells it."""
+
+DOCUMENT_TAG = "document:"
+"""What the tag of a document begins with, and no other."""
+
+_LABEL_LENGTH_MAX = 64
+_TAGS_MAX = 16
 _TOKEN_COUNT_MAX = 2**31 - 1
 _LOGIT_BIAS_ENTRIES_MAX = 4096
 
@@ -19,6 +28,32 @@ class Shape(BaseModel):
     """Strict: no string becomes a number, no number a boolean; no field that is not declared."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _label(value: str) -> str:
+    if not (0 < len(value) <= _LABEL_LENGTH_MAX and value.isascii() and value.isprintable()):
+        raise ValueError(f"must be 1 to {_LABEL_LENGTH_MAX} printable ASCII characters")
+    return value
+
+
+def _tag(value: str) -> str:
+    if value.startswith(DOCUMENT_TAG):
+        raise ValueError(f"must not begin with '{DOCUMENT_TAG}'; name the document in 'document'")
+    return _label(value)
+
+
+class CacheControl(Shape):
+    """A boundary: what precedes it is to be kept for `ttl` (left out: 5m) from its last use on.
+
+    `scope` shared: what precedes it is no secret, every tenant may find it in the cache. `tags` and
+    `document` name what precedes it for invalidation.
+    """
+
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+    scope: Literal["private", "shared"] | None = None
+    tags: list[Annotated[str, AfterValidator(_tag)]] | None = Field(default=None, max_length=_TAGS_MAX)
+    document: Annotated[str, AfterValidator(_label)] | None = None
 
 
 class StreamOptions(Shape):
@@ -49,6 +84,9 @@ class GenerationShape(Shape):
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
     timeout: float | None = Field(default=None, gt=0, description="seconds from arrival to the last token")
+    cache_control: CacheControl | None = Field(
+        default=None, description="a boundary at the end of a plain prompt; a chat has them on its messages"
+    )
 
     @field_validator("stop", mode="before")
     @classmethod

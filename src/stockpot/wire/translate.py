@@ -2,33 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeVar
 
 from stockpot.errors import RequestError, UnsupportedField
-from stockpot.requests import ChatRequest, CompletionRequest, Generation, Message, OutputFormat, Sampling
+from stockpot.requests import (
+    CacheBoundary,
+    ChatRequest,
+    CompletionRequest,
+    Generation,
+    Message,
+    OutputFormat,
+    Sampling,
+)
 from stockpot.wire.shapes_chat import ChatShape, MessageShape, ResponseFormat
-from stockpot.wire.shapes_common import GenerationShape
+from stockpot.wire.shapes_common import DOCUMENT_TAG, TTL_S, CacheControl, GenerationShape
 from stockpot.wire.shapes_completion import CompletionShape
+
+BOUNDARIES_MAX = 4
+"""Boundaries of a request at most, as in the Anthropic API."""
 
 N = TypeVar("N", int, float)
 
 
-def chat_request(shape: ChatShape, *, request_id: str, longest_s: float) -> ChatRequest:
-    """A chat. `longest_s` is the server's own deadline. Raises RequestError where fields contradict."""
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What is known of a request besides its body; see `requests.Generation`. `longest_s` is the server's own
+    deadline."""
+
+    request_id: str
+    longest_s: float
+    tenant: str = ""
+    client_request_id: str = ""
+
+
+def chat_request(shape: ChatShape, arrival: Arrival) -> ChatRequest:
+    """A chat. Raises RequestError where fields contradict."""
+    if shape.cache_control is not None:
+        raise UnsupportedField(
+            "'cache_control' of a chat stands on a message or on a part of its content"
+            " ('messages[0].cache_control'); move it there.",
+            param="cache_control",
+        )
     if shape.top_logprobs is not None and not shape.logprobs:
         raise RequestError("'top_logprobs' needs 'logprobs': true; add it.", param="top_logprobs")
     generation = _generation(
         shape,
-        request_id=request_id,
-        longest_s=longest_s,
+        arrival,
         max_tokens=_max_tokens(shape),
         output_format=_output_format(shape.response_format),
         logprobs=(shape.top_logprobs or 0) if shape.logprobs else None,
     )
-    return ChatRequest(generation, messages_of(shape.messages), shape.chat_template_kwargs or {})
+    return ChatRequest(
+        generation,
+        messages_of(shape.messages),
+        shape.chat_template_kwargs or {},
+        _boundaries(shape.messages),
+    )
 
 
-def completion_request(shape: CompletionShape, *, request_id: str, longest_s: float) -> CompletionRequest:
+def completion_request(shape: CompletionShape, arrival: Arrival) -> CompletionRequest:
     """A plain completion. Raises RequestError where fields contradict."""
     if shape.echo and shape.logprobs is not None:
         raise UnsupportedField(
@@ -38,13 +71,15 @@ def completion_request(shape: CompletionShape, *, request_id: str, longest_s: fl
         )
     generation = _generation(
         shape,
-        request_id=request_id,
-        longest_s=longest_s,
+        arrival,
         max_tokens=shape.max_tokens,
         output_format=OutputFormat(),
         logprobs=shape.logprobs,
     )
-    return CompletionRequest(generation, shape.prompt, echo=bool(shape.echo))
+    boundary = shape.cache_control and _boundary(shape.cache_control, 0, None)
+    return CompletionRequest(
+        generation, shape.prompt, echo=bool(shape.echo), boundaries=(boundary,) if boundary else ()
+    )
 
 
 def messages_of(shapes: list[MessageShape]) -> tuple[Message, ...]:
@@ -76,17 +111,49 @@ def _content(shape: MessageShape, index: int) -> str:
     return "".join(texts)
 
 
+def _boundaries(shapes: list[MessageShape]) -> tuple[CacheBoundary, ...]:
+    """The boundaries of all messages, in order. Raises RequestError for more than `BOUNDARIES_MAX`."""
+    found: list[CacheBoundary] = []
+    for index, shape in enumerate(shapes):
+        characters = 0
+        for part in () if isinstance(shape.content, str) else shape.content:
+            characters += len(part.text or "")
+            if part.cache_control is not None:
+                found.append(_boundary(part.cache_control, index, characters))
+        if shape.cache_control is not None:
+            found.append(_boundary(shape.cache_control, index, None))
+    if len(found) > BOUNDARIES_MAX:
+        raise RequestError(
+            f"The messages have {len(found)} boundaries ('cache_control'); send at most {BOUNDARIES_MAX}.",
+            param="messages",
+        )
+    return tuple(found)
+
+
+def _boundary(control: CacheControl, message: int, characters: int | None) -> CacheBoundary:
+    tags = set(control.tags or ())
+    if control.document is not None:
+        tags.add(DOCUMENT_TAG + control.document)
+    return CacheBoundary(
+        message,
+        characters,
+        ttl_s=TTL_S[control.ttl or "5m"],
+        shared=control.scope == "shared",
+        tags=frozenset(tags),
+    )
+
+
 def _generation(
     shape: GenerationShape,
+    arrival: Arrival,
     *,
-    request_id: str,
-    longest_s: float,
     max_tokens: int | None,
     output_format: OutputFormat,
     logprobs: int | None,
 ) -> Generation:
     if shape.stream_options is not None and not shape.stream:
         raise RequestError("'stream_options' needs 'stream': true; add it.", param="stream_options")
+    longest_s = arrival.longest_s
     if shape.timeout is not None and shape.timeout > longest_s:
         raise RequestError(
             f"'timeout' must be at most {longest_s:g} seconds, this server's own limit"
@@ -95,7 +162,7 @@ def _generation(
         )
     return Generation(
         model=shape.model,
-        request_id=request_id,
+        request_id=arrival.request_id,
         sampling=_sampling(shape),
         output_format=output_format,
         max_tokens=max_tokens,
@@ -104,6 +171,8 @@ def _generation(
         logprobs=logprobs,
         ignore_eos=bool(shape.ignore_eos),
         deadline_s=_or(shape.timeout, longest_s),
+        tenant=arrival.tenant,
+        client_request_id=arrival.client_request_id,
     )
 
 

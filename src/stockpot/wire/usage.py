@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import get_args
 
 import msgspec
+from msgspec import UNSET, UnsetType, structs
 
 from stockpot.events import CacheTier, Completed
+from stockpot.wire.shapes_common import TTL_S
 
 _TIERS: tuple[CacheTier, ...] = get_args(CacheTier)
 
@@ -18,13 +20,24 @@ class PromptTokensDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
+class CacheCreation(msgspec.Struct, frozen=True):
+    """Prompt tokens computed for this request that will be kept, by how long at least."""
+
+    ephemeral_5m_input_tokens: int
+    ephemeral_1h_input_tokens: int
+
+
 class UsageBody(msgspec.Struct, frozen=True):
-    """OpenAI's `usage`."""
+    """OpenAI's `usage`; of a request with boundaries (`cache_control`) also the counts of the Anthropic API:
+    what was read from a cache, and what was newly put there under a promise."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    cache_read_input_tokens: int | UnsetType = UNSET
+    cache_creation_input_tokens: int | UnsetType = UNSET
+    cache_creation: CacheCreation | UnsetType = UNSET
 
 
 class Extension(msgspec.Struct, frozen=True):
@@ -43,11 +56,20 @@ class Extension(msgspec.Struct, frozen=True):
 def usage_of(event: Completed) -> UsageBody:
     """The counts of a request that is over."""
     usage = event.usage
-    return UsageBody(
+    body = UsageBody(
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         total_tokens=usage.prompt_tokens + usage.completion_tokens,
         prompt_tokens_details=PromptTokensDetails(usage.cached_total),
+    )
+    promised = usage.promised_tokens
+    if promised is None:
+        return body
+    return structs.replace(
+        body,
+        cache_read_input_tokens=usage.cached_total,
+        cache_creation_input_tokens=sum(promised.values()),
+        cache_creation=CacheCreation(promised.get(TTL_S["5m"], 0), promised.get(TTL_S["1h"], 0)),
     )
 
 
