@@ -17,6 +17,15 @@ settings.register_profile("stockpot", deadline=None, suppress_health_check=[Heal
 settings.load_profile("stockpot")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_on_disk() -> Iterator[None]:
+    """Servers of tests keep no blocks in the user's folder, where the next would find them. Tests of the disk
+    tier name folders of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STOCKPOT_CACHE__DISK__CAPACITY_BYTES", "0")
+        yield
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     """Async tests run on asyncio, as the server does."""

@@ -18,6 +18,7 @@ STOREYS = (
     {"wire"},
     {"telemetry"},
     {"backends"},
+    {"planner"},
     {"models", "engine", "kv"},
     {"requests", "events", "errors", "clock", "settings"},
 )

@@ -17,8 +17,8 @@ FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 """stop: an end-of-generation token, a stop string, or a complete constrained output. length: `max_tokens`
 or the context. The others end a stream early; `error` carries its reason in `Finished.detail`."""
 
-CacheTier = Literal["context", "ram"]
-"""Where cached prompt tokens came from: cells another request holds, or blocks of the RAM tier."""
+CacheTier = Literal["context", "ram", "disk", "redis"]
+"""Where cached prompt tokens came from: cells another request holds, or blocks of a tier of the KV store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +79,15 @@ class Finished:
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens, counted to the token. `cached_tokens` is by tier and at most `prompt_tokens - 1`:
-    the last prompt token is always computed, its logits give the first answer token."""
+    the last prompt token is always computed, its logits give the first answer token.
+
+    `promised_tokens` is None for a request without cache boundaries; else, by seconds of the promise, the
+    prompt tokens before a boundary that were computed now and will be kept at least that long."""
 
     prompt_tokens: int
     cached_tokens: Mapping[CacheTier, int]
     completion_tokens: int
+    promised_tokens: Mapping[int, int] | None = None
 
     @property
     def cached_total(self) -> int:

@@ -10,12 +10,16 @@ from pathlib import Path
 import psutil
 
 from stockpot.backends.embedded import EmbeddedBackend
+from stockpot.clock import SystemClock
 from stockpot.engine.core import EngineLimits
 from stockpot.engine.driver import Driver, ModelFacts
 from stockpot.engine.driver_thread import DriverThread
 from stockpot.engine.llamacpp import BindingChoice, choose_binding, open_driver
-from stockpot.engine.reports import EngineStats, Observer, Report
+from stockpot.engine.reports import EngineStats, Observer, Report, ReuseReport
 from stockpot.errors import BindingUnavailable
+from stockpot.kv.block import Namespace
+from stockpot.kv.cache import CacheLimits, CacheObservers
+from stockpot.kv.service import CacheService, open_cache
 from stockpot.models.encoding import EncodedModel, ensure_encoded
 from stockpot.models.gguf import read_facts
 from stockpot.models.machine import usable_processors
@@ -58,6 +62,7 @@ class Runtime:
     prepared: PreparedModel
     limits: EngineLimits
     cells: int
+    cache: CacheService | None = None
 
     def engine_stats(self) -> EngineStats:
         """A snapshot of the engine's counts."""
@@ -78,6 +83,7 @@ class Runtime:
             "context": f"{self.cells:,} tokens, {self.cells * kv_bytes / 2**20:,.0f} MiB of KV",
             "KV per token": f"{kv_bytes:,} bytes",
             "RAM tier": self._ram_tier(),
+            **self._tiers_behind(),
         }
         if prepared.binding.name == "ik" and not prepared.binding.native:
             facts["hint"] = (
@@ -85,6 +91,17 @@ class Runtime:
                 "minutes: prefill becomes about twice as fast."
             )
         return facts
+
+    def _tiers_behind(self) -> dict[str, str]:
+        tiers = [slot.tier.stats() for slot in self.cache.cache.slots] if self.cache is not None else []
+        return {
+            f"{stats.name} tier": (
+                f"{(stats.capacity_bytes or 0) / 2**30:.1f} GiB, {stats.blocks} blocks are there"
+                if stats.name == "disk"
+                else stats.state
+            )
+            for stats in tiers
+        }
 
     def _ram_tier(self) -> str:
         if not self.limits.cache_enabled:
@@ -154,22 +171,25 @@ def open_runtime(settings: Settings, *, progress: Progress | None = None) -> Run
     prepared = prepare_model(settings, progress=progress)
     thread = DriverThread()
     driver = thread.call(open_driver_for, settings, prepared)
+    ram_bytes = settings.cache.ram_bytes if settings.cache.ram_bytes is not None else default_ram_bytes()
     limits = EngineLimits(
         prefill_tokens_beside_decode=settings.engine.prefill_tokens_beside_decode,
         queue_limit=settings.engine.queue_limit,
         cache_enabled=settings.cache.enabled,
         block_tokens=settings.cache.block_tokens,
-        ram_bytes=settings.cache.ram_bytes if settings.cache.ram_bytes is not None else default_ram_bytes(),
+        ram_bytes=ram_bytes,
         check_integrity=settings.engine.check_integrity,
     )
     observers = ObserverList()
     facts = driver.facts
+    cache = _open_cache(settings, facts, prepared.located.name, limits, observers)
     backend = EmbeddedBackend(
         driver,
         limits,
         served_name=prepared.located.name,
         observers=[observers],
         thread=thread,
+        cache=cache,
         details={
             "architecture": facts.architecture,
             "encoding": prepared.encoded.encoding,
@@ -183,7 +203,40 @@ def open_runtime(settings: Settings, *, progress: Progress | None = None) -> Run
             "weights_bytes": facts.weights_bytes,
         },
     )
-    return Runtime(backend, observers.observers, facts, prepared, limits, driver.cells)
+    return Runtime(backend, observers.observers, facts, prepared, limits, driver.cells, cache)
+
+
+def _open_cache(
+    settings: Settings, facts: ModelFacts, name: str, limits: EngineLimits, observers: ObserverList
+) -> CacheService | None:
+    if not settings.cache.enabled:
+        return None
+    quotas = {
+        tenant: each.ram_quota_bytes
+        for tenant, each in settings.access.tenants.items()
+        if each.ram_quota_bytes is not None
+    }
+    return open_cache(
+        settings.cache,
+        Namespace(facts.fingerprint, facts.layout),
+        CacheLimits(
+            block_tokens=limits.block_tokens,
+            ram_bytes=limits.ram_bytes,
+            policy=settings.cache.policy,
+            policy_ttl_s=settings.cache.policy_ttl_s,
+            write_behind_bytes=settings.cache.write_behind_bytes,
+            quotas=quotas,
+            served_names=frozenset({name}),
+        ),
+        folder=settings.cache_dir,
+        clock=SystemClock(),
+        observers=CacheObservers(
+            evicted=observers.observe,
+            reused=lambda gaps_s: observers.observe(ReuseReport(tuple(gaps_s))),
+            read=observers.observe,
+            written=observers.observe,
+        ),
+    )
 
 
 def default_ram_bytes() -> int:

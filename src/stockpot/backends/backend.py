@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stockpot.backends.cache_admin import CacheAdmin
 from stockpot.events import Event
 from stockpot.requests import ChatRequest, CompletionRequest
 
@@ -59,7 +60,9 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    async def tokenize(self, model: str, content: str | ChatRequest, *, special: bool) -> list[int]:
+    async def tokenize(
+        self, model: str, content: str | ChatRequest, *, special: bool, tenant: str = ""
+    ) -> list[int]:
         """Token ids of a text (`special`: control tokens in it are recognised), or of a rendered chat."""
 
     @abstractmethod
@@ -69,3 +72,7 @@ class Backend(ABC):
     @abstractmethod
     def cache_stats(self) -> Mapping[str, Any]:
         """Figures of the caches behind this backend, JSON-ready, for `stockpot cache stats` and /metrics."""
+
+    def cache_admin(self) -> CacheAdmin | None:
+        """What operators may do with the KV cache behind this backend; None where it has none of its own."""
+        return None

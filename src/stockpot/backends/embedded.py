@@ -14,9 +14,18 @@ from typing import Any
 import numpy as np
 
 from stockpot.backends.backend import Backend, Health, ModelCard
+from stockpot.backends.cache_admin import CacheAdmin
+from stockpot.backends.embedded_cache import EmbeddedCacheAdmin, EngineHost
+from stockpot.backends.prompt_boundaries import (
+    BoundedPrompt,
+    chat_prompt,
+    shared_tokens,
+    text_prompt,
+    token_boundaries,
+)
 from stockpot.backends.prompt_encoder import PromptEncoder, TokenIds
 from stockpot.clock import Clock, SystemClock
-from stockpot.engine.chat_template import ChatTemplate, PromptPart
+from stockpot.engine.chat_template import ChatTemplate
 from stockpot.engine.constraint import ConstraintFactory
 from stockpot.engine.control_tokens import control_spellings
 from stockpot.engine.core import EngineLimits
@@ -27,8 +36,11 @@ from stockpot.engine.reports import EngineStats, Observer, RefusalReport
 from stockpot.engine.sequence import Task
 from stockpot.errors import DeadlineExceeded, RequestError, UnknownModel
 from stockpot.events import Completed, Delta, Event, Finished, Started
-from stockpot.requests import ChatRequest, CompletionRequest
+from stockpot.kv.promises import Labels, Promise
+from stockpot.kv.service import CacheService
+from stockpot.requests import CacheBoundary, ChatRequest, CompletionRequest, TokenBoundary
 
+BoundedTokens = tuple[TokenIds, tuple[TokenBoundary, ...]]
 _ENCODED_TEXT_BYTES = 4 * 2**20
 """For pieces of prompts and their token ids: some 15 prompts of 32,768 tokens, or 5,000 short messages."""
 
@@ -40,7 +52,8 @@ characters), so it is refused without the cost of tokenising it."""
 class EmbeddedBackend(Backend):
     """One model on one engine.
 
-    `thread` is the one the driver was opened on; `close` frees the driver there.
+    `thread` is the one the driver was opened on; `close` frees the driver there. `cache` is started and
+    closed with the backend; None is RAM alone.
     `served_name` is the model's id in /v1/models; `details` are shown there too.
     """
 
@@ -54,8 +67,11 @@ class EmbeddedBackend(Backend):
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
         thread: DriverThread | None = None,
+        cache: CacheService | None = None,
     ) -> None:
         self._driver = driver
+        self._cache = cache
+        self._admin: CacheAdmin | None = None
         self._thread = thread or DriverThread()
         self._limits = limits
         self._served_name = served_name
@@ -89,12 +105,30 @@ class EmbeddedBackend(Backend):
             observers=self._observers,
             clock=self._clock,
             thread=self._thread,
+            cache=self._cache.cache if self._cache is not None else None,
         )
         self._engine.start()
+        if self._cache is not None:
+            host = EngineHost(self._engine)
+            await asyncio.to_thread(self._cache.start, host)
+            self._admin = EmbeddedCacheAdmin(
+                self,
+                self._engine,
+                host,
+                self._cache,
+                self._driver.vocabulary,
+                encode=self._encode_prefix,
+                model=self._served_name,
+            )
 
     async def stop(self, *, drain: bool) -> None:
         if self._engine is not None:
             await asyncio.to_thread(self._engine.stop, drain=drain)
+        if self._cache is not None:
+            await asyncio.to_thread(self._cache.close)
+
+    def cache_admin(self) -> CacheAdmin | None:
+        return self._admin
 
     def close(self) -> None:
         """Free the model. Only after `stop`."""
@@ -141,17 +175,27 @@ class EmbeddedBackend(Backend):
         """Everything that may refuse a request. Does not wait after the engine has it."""
         wanted = request.generation
         self._check_model(wanted.model)
-        prompt = await self._encode(request)
+        prompt, boundaries = await self._encode(request)
         constraint = None
         if wanted.output_format.kind != "text":
             constraint = await asyncio.to_thread(self._constraints.compile, wanted.output_format)
-        return self._running_engine.submit(prompt, wanted, constraint)
+        labels = Labels(
+            tenant=wanted.tenant,
+            request=wanted.request_id,
+            shared_tokens=shared_tokens(boundaries),
+            promises=tuple(Promise(each.tokens, each.ttl_s, each.tags) for each in boundaries),
+        )
+        return self._running_engine.submit(prompt, wanted, constraint, labels)
 
-    async def tokenize(self, model: str, content: str | ChatRequest, *, special: bool) -> list[int]:
+    async def tokenize(
+        self, model: str, content: str | ChatRequest, *, special: bool, tenant: str = ""
+    ) -> list[int]:
         self._check_model(model)
         if isinstance(content, ChatRequest):
-            return (await self._encode(content)).tolist()
-        return (await self._encode_text(content, special=special)).tolist()
+            tokens, _ = await self._encode(content)
+        else:
+            tokens, _ = await self._encode_text(content, special=special, tenant=tenant)
+        return tokens.tolist()
 
     def health(self) -> Health:
         if self._engine is None:
@@ -188,31 +232,44 @@ class EmbeddedBackend(Backend):
                 param="model",
             )
 
-    async def _encode(self, request: ChatRequest | CompletionRequest) -> TokenIds:
-        """The prompt's token ids."""
+    async def _encode(self, request: ChatRequest | CompletionRequest) -> BoundedTokens:
+        """The prompt's token ids and its cache boundaries."""
+        tenant = request.generation.tenant
         if isinstance(request, ChatRequest):
             self._check_size(sum(len(message.content) for message in request.messages), "messages")
-            return await self._encode_parts(
-                self._template.render_parts(request.messages, request.template_arguments)
-            )
+            return await self._encode_parts(chat_prompt(self._template, self._encoder, request), tenant)
         prompt = request.prompt
         if not isinstance(prompt, str):
-            return np.array(self._checked_tokens(prompt), np.int32)
+            tokens = np.array(self._checked_tokens(prompt), np.int32)
+            return tokens, token_boundaries(len(tokens), request.boundaries)
         self._check_size(len(prompt), "prompt")
-        return await self._encode_text(prompt, special=True)
+        return await self._encode_text(prompt, special=True, tenant=tenant, boundaries=request.boundaries)
 
-    async def _encode_text(self, text: str, *, special: bool) -> TokenIds:
+    async def _encode_text(
+        self, text: str, *, special: bool, tenant: str, boundaries: Sequence[CacheBoundary] = ()
+    ) -> BoundedTokens:
         """A text without a template; `special`: with the begin token, and control tokens are recognised."""
         begin = self._driver.vocabulary.encode("", special=special, add_begin=special)
-        tokens = await self._encode_parts([PromptPart(text, literal=not special)])
-        return np.concatenate((np.array(begin, np.int32), tokens))
+        prompt = text_prompt(self._encoder, text, boundaries, literal=not special)
+        return await self._encode_parts(prompt, tenant, begin)
 
-    async def _encode_parts(self, parts: Sequence[PromptPart]) -> TokenIds:
+    async def _encode_parts(
+        self, prompt: BoundedPrompt, tenant: str, begin: Sequence[int] = ()
+    ) -> BoundedTokens:
         """At once where that is quick; otherwise in a thread, so that no other request waits."""
-        pieces = self._encoder.pieces(parts)
-        if self._encoder.is_quick(pieces):
-            return self._encoder.encode(pieces)
-        return await asyncio.to_thread(self._encoder.encode, pieces)
+        if prompt.is_quick(self._encoder, tenant):
+            return prompt.encode(self._encoder, tenant, begin=begin)
+        return await asyncio.to_thread(prompt.encode, self._encoder, tenant, begin=begin)
+
+    async def _encode_prefix(self, request: ChatRequest | CompletionRequest) -> TokenIds:
+        """The tokens that all prompts have which begin so: of a chat, without what asks for an answer."""
+        if isinstance(request, ChatRequest):
+            parts = self._template.render_parts(
+                request.messages, request.template_arguments, add_generation_prompt=False
+            )
+            prompt = BoundedPrompt(self._encoder.pieces(parts))
+            return (await self._encode_parts(prompt, request.generation.tenant))[0]
+        return (await self._encode(request))[0]
 
     def _prompt_text(self, request: CompletionRequest) -> str:
         if isinstance(request.prompt, str):

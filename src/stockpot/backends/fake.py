@@ -126,8 +126,10 @@ class FakeBackend(Backend):
             evicted_blocks={"capacity": 0},
         )
 
-    async def tokenize(self, model: str, content: str | ChatRequest, *, special: bool) -> list[int]:
-        del special
+    async def tokenize(
+        self, model: str, content: str | ChatRequest, *, special: bool, tenant: str = ""
+    ) -> list[int]:
+        del special, tenant
         self._known(model)
         return list((content if isinstance(content, str) else _conversation(content)).encode())
 

@@ -7,15 +7,15 @@ it directly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stockpot.clock import Clock
 from stockpot.engine.driver import Batch, Driver, DriverFailure, OutOfCells
-from stockpot.engine.reports import EngineStats, EvictionReport, Observer, Report, RequestReport, StepReport
+from stockpot.engine.reports import EngineStats, Observer, Report, RequestReport, StepReport, TierFigures
 from stockpot.engine.residency import Residency
 from stockpot.engine.sampling import NoToken, choose
 from stockpot.engine.scheduler import Scheduler, Work
@@ -32,9 +32,10 @@ from stockpot.events import (
     TokenDetail,
     Usage,
 )
-from stockpot.kv.block import root_id
-from stockpot.kv.ram import RamTier
-from stockpot.kv.store import KVStore
+from stockpot.kv.block import Namespace, token_key
+from stockpot.kv.cache import CacheLimits, KVCache
+from stockpot.kv.explanation import Explanation, Gap, diverged, found_of
+from stockpot.kv.invalidation import Invalidation
 
 Sink = Callable[[list[tuple[Task, Event]]], None]
 """Takes events, in order. Must not block or raise."""
@@ -56,21 +57,30 @@ class EngineCore:
     """Runs requests on a driver, a step at a time."""
 
     def __init__(
-        self, driver: Driver, limits: EngineLimits, *, sink: Sink, observers: Iterable[Observer], clock: Clock
+        self,
+        driver: Driver,
+        limits: EngineLimits,
+        *,
+        sink: Sink,
+        observers: Iterable[Observer],
+        clock: Clock,
+        cache: KVCache | None = None,
     ) -> None:
+        """`cache` is used where the limits enable it; None makes one with RAM alone."""
         self._driver = driver
         self._sink = sink
         self._observers = tuple(observers)
         self._clock = clock
-        store = None
-        if limits.cache_enabled:
-            store = KVStore(
-                root_id(fingerprint=driver.facts.fingerprint, layout=driver.facts.layout),
-                block_tokens=limits.block_tokens,
-                ram=RamTier(limits.ram_bytes),
-                on_eviction=self._on_eviction,
+        if not limits.cache_enabled:
+            cache = None
+        elif cache is None:
+            cache = KVCache(
+                Namespace(driver.facts.fingerprint, driver.facts.layout),
+                CacheLimits(block_tokens=limits.block_tokens, ram_bytes=limits.ram_bytes),
+                clock=clock,
             )
-        self._residency = Residency(driver, store)
+        self.cache = cache
+        self._residency = Residency(driver, cache, clock)
         self._scheduler = Scheduler(
             self._residency,
             max_batch_tokens=driver.max_batch_tokens,
@@ -82,7 +92,7 @@ class EngineCore:
         self._tasks: dict[Task, None] = {}  # in order of arrival
         self._steps = 0
         self._computed_tokens = 0
-        self._cached_tokens: dict[CacheTier, int] = {"context": 0, "ram": 0}
+        self._cached_tokens: dict[CacheTier, int] = {"context": 0, "ram": 0, "disk": 0, "redis": 0}
         self._generated_tokens = 0
         self._preemptions = 0
 
@@ -94,7 +104,12 @@ class EngineCore:
     def submit(self, task: Task) -> None:
         """Take a request; its sequences wait from now on."""
         self._tasks[task] = None
+        if self.cache is not None:
+            shared = token_key(task.prompt[: task.labels.shared_tokens])
+            task.scope = self.cache.store.scope(task.labels.tenant, shared)
+            task.labels = replace(task.labels, epoch=self.cache.invalidations.latest)
         for sequence in task.sequences:
+            self._residency.start_fetch(sequence)
             self._scheduler.add(sequence)
 
     def end(self, task: Task, reason: FinishReason, detail: str | None = None) -> None:
@@ -130,10 +145,34 @@ class EngineCore:
         if self._scheduler.running:
             self._scheduler.preempt()
 
-    def clear_cache(self) -> None:
-        """Drop every block of the store that no request stands on."""
-        if self._residency.store is not None:
-            self._residency.store.clear()
+    def clear_cache(self) -> int:
+        """Drop every block of the store that no request stands on; how many."""
+        return self.cache.store.clear() if self.cache is not None else 0
+
+    def invalidate(self, records: Iterable[Invalidation]) -> int:
+        """Drop what the records match from RAM, now; how many blocks. Requests that run finish with what they
+        have, and nobody else takes it from them."""
+        if self.cache is None:
+            return 0
+        records = list(records)
+        oldest = min((record.epoch for record in records), default=0)
+        for task in self._tasks:
+            if not any(sequence.admissions for sequence in task.sequences):
+                continue  # it holds nothing yet
+            task.shareable = False
+            # It may know of the records and hold what they match all the same, reused before they came here:
+            # what it computed must not be kept as if it were younger than they are.
+            task.labels = replace(task.labels, epoch=min(task.labels.epoch, max(0, oldest - 1)))
+        return sum(self.cache.store.invalidate(record) for record in records)
+
+    def patience_s(self) -> float | None:
+        """Seconds until a waiting request gives up what it waits for; None where none waits."""
+        fetches = [each.fetch for each in self._scheduler.waiting if each.fetch is not None]
+        if not fetches:
+            return None
+        if any(fetch.done for fetch in fetches):
+            return 0.0
+        return max(0.0, min(fetch.give_up_s for fetch in fetches) - self._clock.monotonic())
 
     def step(self) -> bool:
         """Admit, decode one batch, choose, send, let leave. False where there was nothing to do."""
@@ -153,6 +192,9 @@ class EngineCore:
         finished, gaps = self._choose(logits, [each.sequence for each in work if each.last])
         ended_s = self._clock.monotonic()
         self._steps += 1
+        prefill_tokens = sum(each.tokens for each in work) - decode_tokens
+        if self.cache is not None and prefill_tokens > decode_tokens:
+            self.cache.prefill.computed(prefill_tokens, sampling_s - started_s)
         for sequence in finished:
             self._scheduler.retire(sequence)
             self._settle(sequence.task)
@@ -162,7 +204,7 @@ class EngineCore:
         self._tell(
             StepReport(
                 decode_tokens=decode_tokens,
-                prefill_tokens=sum(each.tokens for each in work) - decode_tokens,
+                prefill_tokens=prefill_tokens,
                 sequences=len(work),
                 duration_s=ended_s - started_s,
                 sample_s=ended_s - sampling_s,
@@ -184,6 +226,7 @@ class EngineCore:
     def stats(self) -> EngineStats:
         """A snapshot. May be called from any thread: counts may then be a step apart from each other."""
         store, pool = self._residency.store, self._residency.pool
+        cache = self.cache
         waiting = self._scheduler.waiting.copy()
         return EngineStats(
             running=len(self._scheduler.running),
@@ -203,6 +246,15 @@ class EngineCore:
             tokens_generated=self._generated_tokens,
             preemptions=self._preemptions,
             evicted_blocks=dict(store.evicted) if store else {},
+            fetching=sum(1 for each in waiting if each.fetch is not None),
+            tenant_bytes=dict(store.tenant_bytes) if store else {},
+            promised_bytes=store.promises.used_bytes if store else 0,
+            promises_refused=store.promises.refused if store else 0,
+            prefill_s_per_token=cache.prefill.seconds_per_token if cache else 0.0,
+            write_behind_bytes=cache.queued_bytes if cache else 0,
+            tiers={slot.tier.name: TierFigures(slot.tier.stats(), slot.meter.speed) for slot in cache.slots}
+            if cache
+            else {},
         )
 
     def _decode(self, work: list[Work]) -> tuple[NDArray[np.float32], list[Work]]:
@@ -290,7 +342,7 @@ class EngineCore:
             ttft_s=task.first_token_s - task.arrived_s if task.first_token_s is not None else None,
             total_s=now_s - task.arrived_s,
         )
-        usage = Usage(len(task.prompt), dict(task.cached_tokens), task.generated)
+        usage = Usage(len(task.prompt), dict(task.cached_tokens), task.generated, _promised(task))
         self._outbox.append((task, Completed(usage, timings)))
         reason = task.sequences[0].finish_reason or "error"
         self._tell(RequestReport(reason, usage, timings, task.preemptions))
@@ -307,13 +359,43 @@ class EngineCore:
             task.cached_tokens = reused
             queue_s = task.started_s - task.arrived_s
             self._outbox.append((task, Started(len(task.prompt), dict(reused), queue_s)))
+            self._explain(sequence, reused)
+
+    def _explain(self, sequence: Sequence, reused: Mapping[CacheTier, int]) -> None:
+        """Keep why this much was found, and why not more."""
+        cache, task, scope = self.cache, sequence.task, sequence.task.scope
+        if cache is None or scope is None:
+            return
+        key, tokens = sequence.reusable_key(), sum(reused.values())
+        outcomes = tuple(sequence.outcomes)
+        divergence = None
+        gaps: tuple[Gap, ...] = ()
+        if tokens < sequence.length - 1:
+            match = cache.store.match(scope, key)
+            node = cache.store.departure(scope, key, match)
+            if node is not None:
+                divergence = diverged(key, node.prompt(), request=node.request, used_s=node.used_s)
+            gaps = cache.evidence.gaps(
+                scope, key, tokens, block_tokens=cache.limits.block_tokens, outcomes=outcomes
+            )
+        cache.explanations.add(
+            Explanation(
+                request=task.request_id,
+                client_request=task.client_request,
+                tenant=task.labels.tenant,
+                at_s=self._clock.wall(),
+                prompt_tokens=len(task.prompt),
+                found=found_of(reused),
+                divergence=divergence,
+                gaps=gaps,
+                tiers=outcomes,
+                waited_s=sequence.waited_s,
+            )
+        )
 
     def _on_preempt(self, sequence: Sequence) -> None:
         sequence.task.preemptions += 1
         self._preemptions += 1
-
-    def _on_eviction(self, blocks: int, size_bytes: int, cause: str) -> None:
-        self._tell(EvictionReport("ram", blocks, size_bytes, cause))
 
     def _tell(self, report: Report) -> None:
         for observer in self._observers:
@@ -336,6 +418,13 @@ def _batch(work: list[Work]) -> Batch:
         wants_logits[end - 1] = each.last
         at = end
     return Batch(tokens, positions, sequences, wants_logits)
+
+
+def _promised(task: Task) -> Mapping[int, int] | None:
+    """What `Usage.promised_tokens` says of a request."""
+    if not task.labels.promises:
+        return None
+    return task.labels.by_ttl(sum(task.cached_tokens.values()), len(task.prompt))
 
 
 def _slot(sequence: Sequence) -> int:

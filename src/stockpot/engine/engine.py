@@ -10,10 +10,10 @@ import logging
 import secrets
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,8 @@ from stockpot.errors import (
     StockpotError,
 )
 from stockpot.events import Completed, Event, Queued
+from stockpot.kv.cache import KVCache
+from stockpot.kv.promises import Labels
 from stockpot.requests import Generation
 
 _log = logging.getLogger(__name__)
@@ -43,13 +45,17 @@ _log = logging.getLogger(__name__)
 HEADROOM_CELLS = 128
 """Cells no single request may claim: the driver needs a free run for a batch beside a full sequence."""
 
+MOST_ERRANDS = 64
+
+Result = TypeVar("Result")
 State = Literal["new", "running", "draining", "stopping", "stopped", "failed"]
 
 
 class Engine:
     """Runs requests on a driver. All methods may be called from any thread.
 
-    `thread` is the one the driver was opened on (see `DriverThread`); None starts one.
+    `thread` is the one the driver was opened on (see `DriverThread`); None starts one. `cache` as in
+    `EngineCore`; whoever gives one closes it after the engine has stopped.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class Engine:
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
         thread: DriverThread | None = None,
+        cache: KVCache | None = None,
     ) -> None:
         self._driver = driver
         self._limits = limits
@@ -68,15 +75,20 @@ class Engine:
         self._observers = tuple(observers)
         self._clock = clock or SystemClock()
         self._core = EngineCore(
-            driver, limits, sink=self._deliver, observers=self._observers, clock=self._clock
+            driver, limits, sink=self._deliver, observers=self._observers, clock=self._clock, cache=cache
         )
         self._wake = threading.Condition()
-        self._commands: deque[tuple[Literal["submit", "cancel", "clear"], Task | None]] = deque()
+        self._commands: deque[tuple[Literal["submit", "cancel"], Task]] = deque()
+        self._errands: deque[Callable[[], None]] = deque()
+        self._nudged = False
+        if self._core.cache is not None:
+            self._core.cache.on_ready(self._nudge)
         self._open_tasks = 0  # submitted and not completed: bounds queue and commands alike
         self._state: State = "new"
         self._failure: str | None = None
         self._thread = thread or DriverThread()
         self._ended: Future[None] | None = None
+        self._stalled = False  # the last step found nothing to do
 
     def start(self) -> None:
         """Start the thread."""
@@ -98,12 +110,20 @@ class Engine:
         """Why the engine stopped, where it did so by itself."""
         return self._failure
 
-    def submit(self, prompt: NDArray[np.int32], wanted: Generation, constraint: Constraint | None) -> Task:
-        """Queue a request; its events go to the sink, `Queued` first.
+    def submit(
+        self,
+        prompt: NDArray[np.int32],
+        wanted: Generation,
+        constraint: Constraint | None,
+        labels: Labels | None = None,
+    ) -> Task:
+        """Queue a request; its events go to the sink, `Queued` first. `labels` say who may reuse its KV.
 
         Raises ContextLengthExceeded, QueueFull, ShuttingDown, EngineFailed.
         """
         task = self._task(prompt, wanted, constraint)
+        task.labels = labels or Labels(tenant=wanted.tenant, request=wanted.request_id)
+        task.client_request = wanted.client_request_id
         with self._wake:
             self._check_open()
             self._sink([(task, Queued(self._open_tasks))])
@@ -114,11 +134,32 @@ class Engine:
 
     def cancel(self, task: Task) -> None:
         """End a request; its place is free within one step. Harmless for one that is over."""
-        self._command("cancel", task)
+        with self._wake:
+            if self._state in ("running", "draining", "stopping"):
+                self._commands.append(("cancel", task))
+                self._wake.notify()
 
-    def clear_cache(self) -> None:
-        """Drop every block of the store that no request stands on, before the next step."""
-        self._command("clear", None)
+    def ask(self, errand: Callable[[EngineCore], Result]) -> Future[Result]:
+        """Run `errand` on the engine's thread between two steps; it must be quick. Raises QueueFull where
+        too many wait, EngineFailed and ShuttingDown where it would never run."""
+        future: Future[Result] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(errand(self._core))
+            except Exception as error:  # noqa: BLE001  handed to whoever waits for the result
+                future.set_exception(error)
+
+        with self._wake:
+            self._check_running()
+            if len(self._errands) >= MOST_ERRANDS:
+                raise QueueFull(
+                    f"{len(self._errands)} administrative requests wait already; try again later.",
+                    retry_after_s=1,
+                )
+            self._errands.append(run)
+            self._wake.notify()
+        return future
 
     def stop(self, *, drain: bool, timeout_s: float | None = None) -> None:
         """Refuse new requests; let running ones finish (`drain`, for `timeout_s` at most) or cancel them;
@@ -159,30 +200,50 @@ class Engine:
     def _round(self) -> bool:
         """Obey commands, then one step; False when the thread is to end."""
         with self._wake:
-            while not self._commands and not self._core.tasks and self._state == "running":
-                if self._limits.check_integrity:
+            while not self._has_work():
+                if self._limits.check_integrity and not self._core.tasks:
                     self._core.check_integrity()
-                self._wake.wait()
+                # With tasks, all wait for tiers behind RAM: until one is ready, or patience ends.
+                self._wake.wait(self._core.patience_s())
+                if self._core.tasks:
+                    break
+            self._nudged = False
             commands, self._commands = self._commands, deque()
+            errands, self._errands = self._errands, deque()
             state = self._state
         for kind, task in commands:
-            if task is None:
-                self._core.clear_cache()
-            elif kind == "submit":
+            if kind == "submit":
                 self._core.submit(task)
             else:
                 self._core.end(task, "cancelled")
+        for errand in errands:
+            errand()
         if state == "stopping":
             for task in self._core.tasks:
                 self._core.end(task, "cancelled")
         self._core.expire()
-        self._core.step()
+        self._stalled = not self._core.step()
         if state != "running" and not self._core.tasks:
             with self._wake:
                 if not self._commands:
                     self._state = "stopped"
+                    for errand in self._errands:
+                        errand()
+                    self._errands.clear()
                     return False
         return True
+
+    def _has_work(self) -> bool:
+        """Whether a step may do something now. Under the lock."""
+        if self._commands or self._errands or self._nudged or self._state != "running":
+            return True
+        return bool(self._core.tasks) and not self._stalled
+
+    def _nudge(self) -> None:
+        """Something a request waits for has come."""
+        with self._wake:
+            self._nudged = True
+            self._wake.notify()
 
     def _fail(self, reason: str) -> None:
         """The driver cannot be used any more: every request ends with an error, new ones are refused."""
@@ -190,9 +251,12 @@ class Engine:
             self._failure = reason
             self._state = "failed"
             commands, self._commands = self._commands, deque()
+            errands, self._errands = self._errands, deque()
         for kind, task in commands:
-            if kind == "submit" and task is not None:
+            if kind == "submit":
                 self._core.submit(task)
+        for errand in errands:
+            errand()
         self._core.abandon(f"The engine failed: {reason} Restart the server.")
 
     def _deliver(self, events: list[tuple[Task, Event]]) -> None:
@@ -202,17 +266,14 @@ class Engine:
                 self._open_tasks -= completed
         self._sink(events)
 
-    def _command(self, kind: Literal["cancel", "clear"], task: Task | None) -> None:
-        with self._wake:
-            if self._state in ("running", "draining", "stopping"):
-                self._commands.append((kind, task))
-                self._wake.notify()
-
-    def _check_open(self) -> None:
+    def _check_running(self) -> None:
         if self._state == "failed":
             raise EngineFailed(f"The engine has stopped: {self._failure} Restart the server.")
         if self._state != "running":
             raise ShuttingDown("The server is stopping and takes no new requests.", retry_after_s=5)
+
+    def _check_open(self) -> None:
+        self._check_running()
         if self._open_tasks >= self._limits.queue_limit + self._driver.max_sequences:
             raise QueueFull(
                 f"{self._open_tasks} requests are running or waiting, the most this server takes. "

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from stockpot.events import CacheTier, FinishReason, Timings, Usage
+from stockpot.kv.meters import TierSpeed
+from stockpot.kv.prefetch import ReadReport
+from stockpot.kv.store import Eviction
+from stockpot.kv.tier import TierStats
+from stockpot.kv.write_behind import WriteReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +45,28 @@ class RefusalReport:
 
 
 @dataclass(frozen=True, slots=True)
-class EvictionReport:
-    """Blocks left a tier for good. Causes: `capacity`, `cleared`; `refused_pinned`: a new block found every
-    older one pinned and was not kept."""
+class ReuseReport:
+    """Blocks of RAM were used; seconds since each was used before."""
 
-    tier: CacheTier
-    blocks: int
-    size_bytes: int
-    cause: str
+    gaps_s: tuple[float, ...]
 
 
-Report = StepReport | RequestReport | RefusalReport | EvictionReport
+Report = StepReport | RequestReport | RefusalReport | Eviction | ReuseReport | ReadReport | WriteReport
 
 
 class Observer(Protocol):
-    """Called on the engine's thread (refusals: the caller's). Must be quick, must not raise."""
+    """Called on the engine's thread (refusals: the caller's; reads and writes: those of the tiers, one at a
+    time). Must be quick, must not raise."""
 
     def observe(self, report: Report) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TierFigures:
+    """A tier behind RAM: its own counts, and how fast it was measured to be."""
+
+    counts: TierStats
+    speed: TierSpeed
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +94,17 @@ class EngineStats:
     tokens_generated: int
     preemptions: int
     evicted_blocks: Mapping[str, int]
-    """Evicted blocks by cause."""
+    """Blocks that left RAM, by cause."""
+    fetching: int = 0
+    """Of the waiting, those whose blocks are on their way from a tier behind RAM."""
+    tenant_bytes: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Bytes of RAM by tenant; "" is what belongs to nobody."""
+    promised_bytes: int = 0
+    promises_refused: int = 0
+    prefill_s_per_token: float = 0.0
+    write_behind_bytes: int = 0
+    tiers: Mapping[str, TierFigures] = field(default_factory=dict[str, "TierFigures"])
+    """The tiers behind RAM, by name."""
 
     @property
     def hit_ratio(self) -> float:

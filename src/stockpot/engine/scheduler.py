@@ -7,8 +7,9 @@ bounds the pause a running stream sees. Of the prefill budget half belongs to th
 long one is never starved; the rest goes to the shortest remainders, so that short ones pass it. Prompts are
 finished one after the other: the mean TTFT is lower than when they all end in the same step.
 
-Admission is first come, first served, with one exception: a sequence whose prefix another is prefilling
-right now waits for it (it "joins") and lets others pass. A sequence is admitted when a slot is free and the
+Admission is first come, first served, with two exceptions: a sequence whose prefix another is prefilling
+right now waits for it (it "joins") and lets others pass; so does one whose blocks are on their way from a
+tier behind RAM, while that is quicker than computing them. A sequence is admitted when a slot is free and the
 cells it needs are: what it must hold of its own, and a reserve for what it will generate. When the
 context runs out of cells all the same, the sequence that was admitted last is preempted: its KV goes to the
 store, it goes to the front of the queue.
@@ -88,7 +89,7 @@ class Scheduler:
         for sequence in list(self.waiting):
             if not self._residency.free_slots:
                 return
-            if self._still_joining(sequence):
+            if self._still_joining(sequence) or self._residency.still_fetching(sequence):
                 continue
             reuse = self._residency.find_reuse(sequence, self.running)
             if reuse.leader is not None and reuse.pending >= reuse.tokens + JOIN_TOKENS:

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from stockpot.engine.sampling import Sampler
 from stockpot.engine.text_stream import TextStream
 from stockpot.events import CacheTier, FinishReason
-from stockpot.kv.block import TokenKey, token_key
+from stockpot.kv.block import BlockId, Scope, TokenKey, token_key
+from stockpot.kv.prefetch import Fetch, TierOutcome
+from stockpot.kv.promises import Labels
 from stockpot.kv.store import Pin
 
 
@@ -34,7 +36,11 @@ class Join:
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """One request: what its choices share. Times are monotonic seconds."""
+    """One request: what its choices share. Times are monotonic seconds.
+
+    `labels` and `scope` say who may reuse its KV and how long it is kept; the scope is set when the engine
+    takes the request, None without a cache. `shareable` turns false when something was invalidated since.
+    """
 
     request_id: str
     prompt: NDArray[np.int32]
@@ -46,6 +52,10 @@ class Task:
     cached_tokens: dict[CacheTier, int] = field(default_factory=dict[CacheTier, int])
     generated: int = 0
     preemptions: int = 0
+    labels: Labels = field(default_factory=Labels)
+    client_request: str = ""
+    scope: Scope | None = None
+    shareable: bool = True
 
     @property
     def done(self) -> bool:
@@ -56,12 +66,15 @@ class Sequence:
     """One choice of a request.
 
     `tokens[:length]` are the prompt and what was generated; of them the first `computed` have their KV in
-    the context. A running sequence with one token left to compute decodes, with more it prefills.
+    the context. A running sequence with one token left to compute decodes, with more it prefills. `fetch` is
+    what it waits for from tiers behind RAM, `fetched` the blocks that came for it and the tier each came
+    from, `outcomes` what each tier was asked, `waited_s` how long that took.
     """
 
     __slots__ = (
-        "admissions", "capacity", "choice", "computed", "finish_reason", "join", "last_token_s", "length",
-        "phase", "pin", "sampler", "slot", "task", "text", "tokens",
+        "admissions", "capacity", "choice", "computed", "fetch", "fetched", "finish_reason", "join",
+        "last_token_s", "length", "outcomes", "phase", "pin", "sampler", "slot", "task", "text", "tokens",
+        "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +94,10 @@ class Sequence:
         self.slot: int | None = None
         self.pin: Pin | None = None
         self.join: Join | None = None
+        self.fetch: Fetch | None = None
+        self.fetched: dict[BlockId, CacheTier] = {}
+        self.outcomes: list[TierOutcome] = []
+        self.waited_s = 0.0
         self.last_token_s: float | None = None
         self.finish_reason: FinishReason | None = None
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+
 from stockpot.kv.block import BlockId
-from stockpot.kv.tier import Tier
+from stockpot.kv.tier import Block, BlockHead, Location, Refused, Tier, TierStats, Unkept, Wanted
 
 
 class RamTier(Tier):
-    """A dictionary with a byte budget. Payload bytes are counted; the dictionary's own cost (about 200
-    bytes a block, beside blocks of a megabyte) is not."""
+    """A dictionary with a byte budget. It decides nothing: what goes when it is full is the store's decision.
+    Payload bytes are counted; heads and the dictionary's own cost (about two kilobytes a block, beside blocks
+    of megabytes) are not.
+    """
 
     name = "ram"
 
@@ -16,7 +20,7 @@ class RamTier(Tier):
         if capacity_bytes < 0:
             raise ValueError(f"the capacity of the RAM tier cannot be {capacity_bytes} bytes")
         self.capacity_bytes = capacity_bytes
-        self._blocks: dict[BlockId, bytes] = {}
+        self._blocks: dict[BlockId, Block] = {}
         self._used_bytes = 0
 
     @property
@@ -24,23 +28,42 @@ class RamTier(Tier):
         return self._used_bytes
 
     def get(self, block: BlockId) -> bytes | None:
-        return self._blocks.get(block)
+        """The bytes of one block."""
+        found = self._blocks.get(block)
+        return None if found is None else found.data
 
-    def put(self, block: BlockId, data: bytes) -> bool:
-        if block in self._blocks:
-            return True
-        if self._used_bytes + len(data) > self.capacity_bytes:
-            return False
-        self._blocks[block] = data
-        self._used_bytes += len(data)
-        return True
+    def locate(self, wanted: Sequence[Wanted]) -> list[Location]:
+        """Whole blocks alone: the prefix tree finds more."""
+        run: list[Location] = []
+        for place in wanted:
+            block = self._blocks.get(place.id)
+            if block is None:
+                break
+            run.append(Location(place.id, place.start, place.tokens, len(block.data)))
+        return run
 
-    def drop(self, block: BlockId) -> int:
-        data = self._blocks.pop(block, None)
-        if data is None:
-            return 0
-        self._used_bytes -= len(data)
-        return len(data)
+    def read(self, ids: Sequence[BlockId]) -> Iterator[Block | Refused]:
+        for block in ids:
+            yield self._blocks.get(block) or Refused(block, "absent")
+
+    def write(self, blocks: Sequence[Block]) -> list[Unkept | None]:
+        return [self._put(block) for block in blocks]
+
+    def replace(self, block: Block) -> None:
+        """Give a block that is there another head; its bytes are the same."""
+        self._blocks[block.head.id] = block
+
+    def drop(self, ids: Sequence[BlockId]) -> int:
+        dropped = [block for each in ids if (block := self._blocks.pop(each, None)) is not None]
+        self._used_bytes -= sum(len(block.data) for block in dropped)
+        return len(dropped)
+
+    def drop_where(self, unwanted: Callable[[BlockHead], bool], cause: str) -> int:
+        del cause  # the store counts
+        return self.drop([each.head.id for each in self._blocks.values() if unwanted(each.head)])
+
+    def stats(self) -> TierStats:
+        return TierStats(self.name, self.capacity_bytes, self._used_bytes, len(self._blocks))
 
     def __contains__(self, block: object) -> bool:
         return block in self._blocks
@@ -50,8 +73,15 @@ class RamTier(Tier):
 
     def check_integrity(self) -> None:
         """Raise AssertionError where the count of bytes is not that of the blocks held."""
-        held = sum(len(data) for data in self._blocks.values())
-        if held != self._used_bytes or held > self.capacity_bytes:
-            raise AssertionError(
-                f"RAM tier holds {held} bytes, counts {self._used_bytes}, may {self.capacity_bytes}"
-            )
+        held = sum(len(block.data) for block in self._blocks.values())
+        if held != self._used_bytes:
+            raise AssertionError(f"RAM tier holds {held} bytes and counts {self._used_bytes}")
+
+    def _put(self, block: Block) -> Unkept | None:
+        if block.head.id in self._blocks:
+            return None
+        if self._used_bytes + len(block.data) > self.capacity_bytes:
+            return "full"
+        self._blocks[block.head.id] = block
+        self._used_bytes += len(block.data)
+        return None

@@ -1,32 +1,22 @@
 """Prometheus metrics of the engine and the wire, under the names the field uses, prefixed `stockpot_`.
 
-What happens is tallied as it is reported (`observe`: on the engine's thread, refusals on the event loop;
-`observe_http`: on the event loop), and each tally has one writer. What is, is read from the engine's
-snapshot when somebody scrapes. Nothing is registered globally.
+What happens is tallied as it is reported (`observe`: on the engine's thread, refusals on the event loop,
+reads and writes on the tiers' threads, one at a time; `observe_http`: on the event loop), and each tally has
+one writer. What is, is read from the engine's snapshot when somebody scrapes. Nothing is registered globally.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from stockpot import __version__
-from stockpot.engine.reports import (
-    EngineStats,
-    EvictionReport,
-    RefusalReport,
-    Report,
-    RequestReport,
-    StepReport,
-)
+from stockpot.engine.reports import EngineStats, RefusalReport, Report, RequestReport, StepReport
+from stockpot.telemetry.cache_metrics import CacheMetrics
+from stockpot.telemetry.families import counter, gauge, histogram
 from stockpot.telemetry.tally import Counts, Histogram
 
 _STEP_S = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.5)
@@ -56,8 +46,7 @@ class Metrics(Collector):
         self._batch_tokens = Counts()
         self._requests = Counts()
         self._refused = Counts()
-        self._evicted_blocks = Counts()
-        self._evicted_bytes = Counts()
+        self._cache = CacheMetrics()
         self._http = Counts(limit=512)
         self._http_s: dict[str, Histogram] = {}
         self._registry = CollectorRegistry()
@@ -73,9 +62,8 @@ class Metrics(Collector):
                 self._request(report)
             case RefusalReport():
                 self._refused.add(report.cause)
-            case EvictionReport():
-                self._evicted_blocks.add(report.tier, report.cause, by=report.blocks)
-                self._evicted_bytes.add(report.tier, report.cause, by=report.size_bytes)
+            case _:
+                self._cache.observe(report)
 
     def observe_http(self, route: str, method: str, status: int, duration_s: float) -> None:
         """Tally one HTTP request. `route` is a template, never a path."""
@@ -94,8 +82,10 @@ class Metrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """All families but the process's."""
-        yield _gauge("build_info", "The version that runs.", ("version",), [((__version__,), 1)])
-        yield from self._engine_families(self._stats())
+        yield gauge("build_info", "The version that runs.", ("version",), [((__version__,), 1)])
+        stats = self._stats()
+        yield from self._engine_families(stats)
+        yield from self._cache.families(stats)
         yield from self._event_families()
         yield from self._http_families()
 
@@ -122,67 +112,37 @@ class Metrics(Collector):
             "running": stats.running,
             "waiting": stats.waiting,
             "joining": stats.joining,
+            "fetching": stats.fetching,
             "preempted": stats.preempted,
         }
-        yield _gauge(
+        yield gauge(
             "requests_by_state",
-            "Requests now; joining ones are waiting for another's prefill of their common prefix.",
+            "Requests now. Of the waiting, joining ones wait for another's prefill of their common prefix, "
+            "fetching ones for blocks from a tier behind RAM.",
             ("state",),
             [((state,), value) for state, value in states.items()],
         )
-        sources = {"computed": stats.prompt_tokens_computed, **stats.prompt_tokens_cached}
-        yield _counter(
-            "prompt_tokens",
-            "Prompt tokens by where they came from: computed, or cached in a tier.",
-            ("source",),
-            [((source,), value) for source, value in sources.items()],
-        )
-        yield _counter("generation_tokens", "Tokens generated.", (), [((), stats.tokens_generated)])
-        yield _gauge("cache_hit_ratio", "Share of prompt tokens not computed.", (), [((), stats.hit_ratio)])
-        yield _gauge("kv_cells", "Cells (tokens) the context holds.", (), [((), stats.cells)])
-        yield _gauge("kv_cells_used", "Cells in use.", (), [((), stats.cells_used)])
-        cell_bytes = stats.kv_bytes_per_token
-        yield _gauge(
-            "kv_bytes",
-            "Bytes of keys and values held, by tier.",
-            ("tier",),
-            [(("context",), stats.cells_used * cell_bytes), (("ram",), stats.ram_used_bytes)],
-        )
-        yield _gauge(
-            "kv_capacity_bytes",
-            "Bytes of keys and values a tier can hold.",
-            ("tier",),
-            [(("context",), stats.cells * cell_bytes), (("ram",), stats.ram_capacity_bytes)],
-        )
-        yield _gauge("kv_ram_blocks", "Blocks in the RAM tier.", (), [((), stats.ram_blocks)])
-        yield _gauge(
-            "kv_ram_pinned_blocks", "Blocks of the RAM tier in use now.", (), [((), stats.ram_pinned_blocks)]
-        )
-        yield _counter("steps", "Decodes of the driver.", (), [((), stats.steps)])
-        yield _counter(
+        yield counter("generation_tokens", "Tokens generated.", (), [((), stats.tokens_generated)])
+        yield counter("steps", "Decodes of the driver.", (), [((), stats.steps)])
+        yield counter(
             "preemptions", "Requests put aside to make room for others.", (), [((), stats.preemptions)]
         )
 
     def _event_families(self) -> Iterable[Metric]:
-        yield _counter(
+        yield counter(
             "batch_tokens", "Tokens decoded, by kind of work.", ("kind",), self._batch_tokens.totals()
         )
         outcomes = self._requests.totals()
-        yield _counter("requests", "Requests that are over, by outcome.", ("outcome",), outcomes)
+        yield counter("requests", "Requests that are over, by outcome.", ("outcome",), outcomes)
         cancelled = sum(count for (outcome,), count in outcomes if outcome == "cancelled")
-        yield _counter(
+        yield counter(
             "requests_cancelled",
             "Requests whose client went away or that a stop ended.",
             (),
             [((), cancelled)],
         )
-        yield _counter(
-            "requests_refused", "Requests not taken, by cause.", ("cause",), self._refused.totals()
-        )
-        labels = ("tier", "cause")
-        yield _counter("evicted_blocks", "Blocks that left a tier.", labels, self._evicted_blocks.totals())
-        yield _counter("evicted_bytes", "Bytes that left a tier.", labels, self._evicted_bytes.totals())
-        for name, text, histogram in (
+        yield counter("requests_refused", "Requests not taken, by cause.", ("cause",), self._refused.totals())
+        for name, text, tally in (
             ("time_to_first_token_seconds", "From arrival to the first token.", self._ttft_s),
             ("inter_token_latency_seconds", "Between two tokens of a stream.", self._inter_token_s),
             ("queue_time_seconds", "From arrival to a place in the batch.", self._queue_s),
@@ -193,44 +153,18 @@ class Metrics(Collector):
             ("prompt_length_tokens", "Tokens of a prompt, cached ones too.", self._prompt_length),
             ("generation_length_tokens", "Tokens of an answer.", self._answer_length),
         ):
-            yield _histogram(name, text, (), [((), histogram)])
+            yield histogram(name, text, (), [((), tally)])
 
     def _http_families(self) -> Iterable[Metric]:
-        yield _counter(
+        yield counter(
             "http_requests",
             "HTTP requests; status 499: the client did not wait.",
             ("route", "method", "status"),
             self._http.totals(),
         )
-        yield _histogram(
+        yield histogram(
             "http_request_duration_seconds",
             "HTTP requests, to the last byte of a stream.",
             ("route",),
-            [((route,), histogram) for route, histogram in self._http_s.items()],
+            [((route,), tally) for route, tally in self._http_s.items()],
         )
-
-
-_Values = Sequence[tuple[tuple[str, ...], float]]
-
-
-def _gauge(name: str, text: str, labels: Sequence[str], values: _Values) -> Metric:
-    family = GaugeMetricFamily(f"stockpot_{name}", text, labels=labels)
-    for label_values, value in values:
-        family.add_metric(label_values, value)
-    return family
-
-
-def _counter(name: str, text: str, labels: Sequence[str], values: _Values) -> Metric:
-    family = CounterMetricFamily(f"stockpot_{name}", text, labels=labels)
-    for label_values, value in values:
-        family.add_metric(label_values, value)
-    return family
-
-
-def _histogram(
-    name: str, text: str, labels: Sequence[str], values: Sequence[tuple[tuple[str, ...], Histogram]]
-) -> Metric:
-    family = HistogramMetricFamily(f"stockpot_{name}", text, labels=labels)
-    for label_values, histogram in values:
-        family.add_metric(label_values, histogram.buckets(), histogram.sum)
-    return family

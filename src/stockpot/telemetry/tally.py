@@ -1,8 +1,8 @@
 """Numbers that are written on a hot path and read at a scrape.
 
-Each has one writing thread, so nothing is locked; a scrape in the middle of a write may see a count without
-its sum, which the next scrape puts right. prometheus_client's own histograms lock and look up labels for
-every value: several microseconds a step for each stream in the batch.
+Each is written by one thread at a time, so nothing is locked; a scrape in the middle of a write may see a
+count without its sum, which the next scrape puts right. prometheus_client's own histograms lock and look up
+labels for every value: several microseconds a step for each stream in the batch.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ class Histogram:
         """Count one value."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
+
+    @property
+    def count(self) -> int:
+        """How many values were counted."""
+        return sum(self._counts)
 
     @property
     def sum(self) -> float:

@@ -1,4 +1,4 @@
-"""What operators and probes ask: GET /health, /ready, /metrics, /admin/cache/stats."""
+"""What probes and monitoring ask: GET /health, /ready, /metrics."""
 
 from __future__ import annotations
 
@@ -34,9 +34,5 @@ def router(service: Service) -> APIRouter:
     @routes.get("/metrics")
     async def metrics() -> Response:
         return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
-
-    @routes.get("/admin/cache/stats")
-    async def cache_stats() -> Response:
-        return json_response(service.backend.cache_stats())
 
     return routes

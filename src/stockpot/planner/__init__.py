@@ -1,0 +1,1 @@
+"""What a cache would do on a recorded workload, without a model."""
