@@ -31,7 +31,8 @@ from stockpot.kv.eviction import POLICY_NAMES, make_policy
 from stockpot.kv.invalidation import Invalidation
 from stockpot.kv.promises import Labels, Promise
 from stockpot.kv.ram import RamTier
-from stockpot.kv.store import Eviction, KVStore, Pin, StoreLimits, StoreObservers
+from stockpot.kv.residents import Eviction, StoreObservers
+from stockpot.kv.store import KVStore, Pin, StoreLimits
 
 BLOCK = 4
 BYTES_PER_TOKEN = 10
@@ -149,14 +150,14 @@ class StoreMachine(RuleBasedStateMachine):
         if not self.evictions:
             assert match.tokens == best
         have = 0
-        for span, data, _ in self.store.read(match, 0):
-            assert span.start <= have
-            assert (
-                data[: (match.tokens - span.start) * BYTES_PER_TOKEN]
-                == payload(tokens, Span(span.start, min(span.end, match.tokens)))
-                or span.end > match.tokens
-            )  # a block of another continuation, used up to the match
-            have = min(span.end, match.tokens)
+        blocks = self.store.read(match, 0)
+        # A block may reach beyond a shared beginning, whose private part begins within it.
+        ends = [*(span.start for span, *_ in blocks[1:]), match.tokens][: len(blocks)]
+        for (span, data, _), end in zip(blocks, ends, strict=True):
+            assert span.start == have
+            end = min(end, span.end)
+            assert data[: (end - span.start) * BYTES_PER_TOKEN] == payload(tokens, Span(span.start, end))
+            have = end
         assert have == match.tokens
 
     def visible(self, scope: Scope, tokens: list[int], other: tuple[str, int, list[int]]) -> int:
@@ -195,7 +196,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(tenant=st.sampled_from(TENANTS))
     def invalidate_tenant(self, tenant: str) -> None:
-        self.store.invalidate(Invalidation(1, "tenant", tenant))
+        self.store.invalidate([Invalidation(1, "tenant", tenant)])
         assert not [node for node in self.store.nodes() if node.head.tenant == tenant]
         self.evictions += 1
         self.pins = [pin for pin in self.pins if pin[1].tenant != tenant]
@@ -320,7 +321,7 @@ def test_a_prefix_is_invalidated_with_all_that_stands_on_it() -> None:
     put(store, [1, 1, 1, 1, 5, 5, 5, 5])
     prefix = key_of([1, 1, 1, 1, 2, 2])
     pinned = store.pin(store.match(store.scope(""), key_of([1, 1, 1, 1, 2, 2, 2, 2, 3, 3])))
-    assert store.invalidate(Invalidation(1, "prefix", content_hash(prefix).hex(), tokens=6, by="ops")) == 2
+    assert store.invalidate([Invalidation(1, "prefix", content_hash(prefix).hex(), tokens=6, by="ops")]) == 2
     store.unpin(pinned)
     assert found(store, [1, 1, 1, 1, 2, 2, 2, 2]) == 4
     assert found(store, [1, 1, 1, 1, 5, 5, 5, 5]) == 8

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from stockpot.engine.reports import EngineStats, EvictionReport, RefusalReport, RequestReport, StepReport
+from stockpot.engine.reports import EngineStats, RefusalReport, RequestReport, StepReport
 from stockpot.events import Timings, Usage
+from stockpot.kv.residents import Eviction
 from stockpot.telemetry.metrics import Metrics
 from stockpot.telemetry.tally import Counts, Histogram
 
@@ -56,6 +57,7 @@ def test_the_snapshot_is_read_at_the_scrape() -> None:
     assert value(metrics, "prompt_tokens_total", source="ram") == 50
     assert value(metrics, "generation_tokens_total") == 77
     assert value(metrics, "requests_by_state", state="waiting") == 3
+    assert value(metrics, "requests_by_state", state="fetching") == 0
 
 
 def test_reports_are_tallied() -> None:
@@ -74,7 +76,7 @@ def test_reports_are_tallied() -> None:
     metrics.observe(RequestReport("stop", usage, Timings(0.1, 0.2, 0.5), preemptions=0))
     metrics.observe(RequestReport("cancelled", usage, Timings(0.1, None, 0.5), preemptions=0))
     metrics.observe(RefusalReport("queue_full"))
-    metrics.observe(EvictionReport("ram", 3, 300, "capacity"))
+    metrics.observe(Eviction(3, 300, "capacity"))
     assert value(metrics, "batch_size_count") == 1
     assert value(metrics, "batch_size_sum") == 4
     assert value(metrics, "batch_tokens_total", kind="prefill") == 60
@@ -110,6 +112,6 @@ def test_a_histogram_counts_every_value_once(values: list[float]) -> None:
     for one in values:
         histogram.observe(one)
     buckets = dict(histogram.buckets())
-    assert buckets["+Inf"] == len(values)
+    assert buckets["+Inf"] == histogram.count == len(values)
     for bound in bounds:
         assert buckets[str(bound)] == sum(one <= bound for one in values)

@@ -17,7 +17,7 @@ from stockpot.backends.prompt_encoder import TokenIds
 from stockpot.engine.core import EngineCore
 from stockpot.engine.driver import Vocabulary
 from stockpot.engine.engine import Engine
-from stockpot.errors import ConfigurationError, RequestError
+from stockpot.errors import ConfigurationError, QueueFull, RequestError
 from stockpot.events import Completed
 from stockpot.kv.block import TOKEN_BYTES, TokenKey, content_hash, token_key, tokens_of
 from stockpot.kv.disk import DiskTier
@@ -149,7 +149,7 @@ class EmbeddedCacheAdmin(CacheAdmin):
         )
 
     async def pins(self) -> Sequence[Figures]:
-        return await self._ask(lambda _: self._pins.listed())
+        return await self._ask(lambda core: self._pins.listed(core.cache.store) if core.cache else [])
 
     async def invalidate(self, order: InvalidationOrder) -> Figures:
         value, tokens = order.value, 0
@@ -232,7 +232,13 @@ class EmbeddedCacheAdmin(CacheAdmin):
             raise RequestError(str(error), param="folder") from error
 
     async def _ask(self, errand: Callable[[EngineCore], Result]) -> Result:
-        return await asyncio.wait_for(asyncio.wrap_future(self._engine.ask(errand)), ENGINE_PATIENCE_S)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(self._engine.ask(errand)), ENGINE_PATIENCE_S)
+        except TimeoutError as error:
+            raise QueueFull(
+                f"The engine did not get to it within {ENGINE_PATIENCE_S:g} s; try again later.",
+                retry_after_s=1,
+            ) from error
 
     async def _key(self, prefix: PrefixSelector) -> TokenKey:
         if prefix.tokens is not None:
@@ -248,7 +254,9 @@ class EmbeddedCacheAdmin(CacheAdmin):
         tokens = await self._encode(request)
         if not len(tokens):
             raise RequestError("The prefix has no tokens.", param="prefix")
-        return token_key(tokens)
+        # What follows a text may join its last token: prompts that go on from there have another one.
+        whole = prefix.text is None or len(tokens) == 1
+        return token_key(tokens if whole else tokens[:-1])
 
     def _entry(self, node: Node) -> Figures:
         path = list(node.path())

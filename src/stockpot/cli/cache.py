@@ -1,141 +1,232 @@
-"""`stockpot cache`: what the caches of a running server hold and save."""
+"""`stockpot cache`: what the caches of a running server hold and save, and how to change that."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stockpot.errors import ServerUnreachable
+from stockpot.cli import cache_change, cache_pins
+from stockpot.cli.admin_client import DEFAULT_URL, AdminClient, AdminKey, AsJson, Url, escaped
 
-_TIMEOUT_S = 5.0
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
-# Figure -> (unit, what it means). Figures a server adds are shown without a meaning.
-_MEANINGS: Mapping[str, tuple[str, str]] = {
-    "hit_ratio": ("share", "of all prompt tokens so far, the share that was not computed"),
-    "prompt_tokens_computed": ("count", "prompt tokens computed"),
-    "prompt_tokens_cached.context": ("count", "prompt tokens shared with a request that was running"),
-    "prompt_tokens_cached.ram": ("count", "prompt tokens brought back from RAM"),
-    "tokens_generated": ("count", "tokens of answers"),
-    "cache_enabled": ("", "whether prefixes are reused at all (cache.enabled)"),
-    "block_tokens": ("count", "tokens of a block, the unit in which the RAM tier keeps them"),
-    "cells": ("count", "tokens the context holds at most, all running requests together"),
-    "cells_used": ("count", "tokens it holds now"),
-    "kv_bytes_used": ("bytes", "keys and values in the context now"),
-    "kv_bytes_per_token": ("bytes", "keys and values of one token, all layers"),
-    "ram_capacity_bytes": ("bytes", "what the RAM tier may take (cache.ram_bytes)"),
-    "ram_used_bytes": ("bytes", "what it takes now"),
-    "ram_blocks": ("count", "blocks in the RAM tier"),
-    "ram_pinned_blocks": ("count", "of these, blocks a request is using: never evicted"),
-    "running": ("count", "requests in the batch"),
-    "waiting": ("count", "requests without a place in the batch"),
-    "joining": ("count", "of these, requests that wait for another to prefill their common prefix"),
-    "preempted": ("count", "requests put aside to make room, to be resumed"),
-    "preemptions": ("count", "how often that happened"),
-    "steps": ("count", "decodes of the model"),
-    "evicted_blocks.capacity": ("count", "blocks dropped because the RAM tier was full: more RAM would help"),
-    "evicted_blocks.cleared": ("count", "blocks dropped because somebody cleared the cache"),
-    "evicted_blocks.refused_pinned": ("count", "new blocks not kept: everything older was in use"),
-}
+_SHOWN_CHARACTERS = 48
+"""Of a prefix's beginning, and of its end, in the list."""
 
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
     group = typer.Typer(
-        no_args_is_help=True, help="What the caches of a running server hold, and what they saved."
+        no_args_is_help=True,
+        help=(
+            "What the caches of a running server hold, what they saved, and why something was not there.\n\n"
+            "A server without an admin key (access.admin_key) takes these commands from its own machine only;"
+            " one with a key takes them from wherever the key is given."
+        ),
     )
 
     @group.callback()
     def root() -> None:
         pass
 
-    @group.command()
-    def stats(
-        url: Annotated[str, typer.Option(help="Address of the server.")] = "http://127.0.0.1:8000",
-        as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
-    ) -> None:
-        """Show hits, sizes and evictions of a running server.
-
-        A prompt token is cached in one of two places: the context, while another request with the same
-        prefix runs, or the RAM tier, where blocks of finished requests wait for their return.
-        """
-        figures = _fetch(url)
-        if as_json:
-            typer.echo(json.dumps(figures, indent=2))
-        else:
-            _print_table(figures)
-
+    _add_stats(group)
+    _add_list(group)
+    _add_explain(group)
+    cache_pins.add(group)
+    cache_change.add(group)
+    _add_verify(group)
+    _add_export(group)
     app.add_typer(group, name="cache")
 
 
-def _fetch(url: str) -> dict[str, Any]:
-    """The server's figures. Raises ServerUnreachable where there is no Stockpot at `url`."""
-    import httpx2
+def _add_stats(group: typer.Typer) -> None:
+    @group.command()
+    def stats(url: Url = DEFAULT_URL, admin_key: AdminKey = None, as_json: AsJson = False) -> None:
+        """Show hits, sizes and evictions of a running server, tier by tier.
 
-    address = url.rstrip("/").removesuffix("/v1") + "/admin/cache/stats"
-    try:
-        response = httpx2.get(address, timeout=_TIMEOUT_S)
-        response.raise_for_status()
-        figures = response.json()
-    except httpx2.HTTPStatusError as error:
-        raise ServerUnreachable(
-            f"{address} answers {error.response.status_code}: is it a Stockpot server?"
-            " Give its address with --url."
-        ) from error
-    except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-        raise ServerUnreachable(
-            f"No server answers at {url} ({error}). Start one with 'stockpot serve',"
-            " or give its address with --url."
-        ) from error
-    except ValueError as error:
-        raise ServerUnreachable(
-            f"{address} does not answer in JSON: is it a Stockpot server? Give its address with --url."
-        ) from error
-    if not isinstance(figures, dict):
-        raise ServerUnreachable(f"{address} does not answer as Stockpot does; give its address with --url.")
-    return cast(dict[str, Any], figures)
+        A prompt token is cached in one of four places: the context, while another request with the same
+        prefix runs; the RAM tier, where blocks of finished requests wait for their return; disk, where they
+        outlive the server; and Redis, where other servers find them.
+        """
+        figures = AdminClient(url, admin_key).get("stats")
+        if as_json:
+            typer.echo(json.dumps(figures, indent=2))
+            return
+        from stockpot.cli.cache_figures import table_of
+
+        _console().print(table_of(figures))
 
 
-def _print_table(figures: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("figure", "value", "meaning", box=None, header_style="bold")
-    table.columns[1].justify = "right"
-    flat = dict(_flattened(figures))
-    known = [name for name in _MEANINGS if name in flat]
-    for name in [*known, *(name for name in flat if name not in _MEANINGS)]:
-        unit, meaning = _MEANINGS.get(name, ("", ""))
-        table.add_row(name, _shown(flat[name], unit), meaning)
-    Console().print(table)
-
-
-def _flattened(figures: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested figures by dotted name."""
-    for name, value in figures.items():
-        if isinstance(value, dict):
-            yield from _flattened(cast(dict[str, Any], value), f"{path}{name}.")
+def _add_list(group: typer.Typer) -> None:
+    @group.command("list")
+    def list_entries(
+        limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 20,
+        tenant: Annotated[
+            str | None, typer.Option(help='Of this tenant; "" are prompts of nobody. [default: all]')
+        ] = None,
+        url: Url = DEFAULT_URL,
+        admin_key: AdminKey = None,
+        as_json: AsJson = False,
+    ) -> None:
+        """Show the prefixes in RAM, last used first: how long, of whom, how they begin and end."""
+        answer = AdminClient(url, admin_key).get("entries", limit=limit, tenant=tenant)
+        if as_json:
+            typer.echo(json.dumps(answer["entries"], indent=2))
+        elif not answer["entries"]:
+            typer.echo("Nothing is in RAM. What requests leave is listed here once they have ended.")
         else:
-            yield f"{path}{name}", value
+            _console().print(_entry_table(answer))
 
 
-def _shown(value: Any, unit: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    match unit:
-        case "share":
-            return f"{value:.1%}"
-        case "bytes":
-            return _size(value)
-        case _:
-            return f"{value:,}"
+def _add_explain(group: typer.Typer) -> None:
+    @group.command()
+    def explain(
+        request: Annotated[
+            str | None,
+            typer.Argument(
+                help="The id of an answer (chatcmpl-...), or its X-Request-Id. [default: list the last]"
+            ),
+        ] = None,
+        count: Annotated[
+            int, typer.Option(min=1, max=2_048, help="How many to list, without a request.")
+        ] = 20,
+        url: Url = DEFAULT_URL,
+        admin_key: AdminKey = None,
+        as_json: AsJson = False,
+    ) -> None:
+        """Tell why a request was found in the cache as far as it was, and why the rest was not there.
+
+        Which positions came from which tier; the first token that differed from an earlier request, with the
+        text around it; why each other part had to be computed, since when and by whose doing; and what each
+        tier behind RAM was asked, and decided.
+        """
+        client = AdminClient(url, admin_key)
+        answer = client.get(f"explain/{escaped(request)}") if request else client.get("explain", count=count)
+        if as_json:
+            typer.echo(json.dumps(answer if request else answer["requests"], indent=2))
+        elif request:
+            from stockpot.cli.cache_story import story_of
+
+            _console().print(story_of(answer))
+        elif not answer["requests"]:
+            typer.echo("No request has had its place in the batch yet.")
+        else:
+            _console().print(_request_table(answer))
 
 
-def _size(size_bytes: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if abs(size_bytes) < 1024:
-            return f"{size_bytes:,.0f} {unit}" if unit == "B" else f"{size_bytes:,.1f} {unit}"
-        size_bytes /= 1024
-    return f"{size_bytes:,.2f} GiB"
+def _add_verify(group: typer.Typer) -> None:
+    @group.command()
+    def verify(url: Url = DEFAULT_URL, admin_key: AdminKey = None, as_json: AsJson = False) -> None:
+        """Read and check every block on disk; put aside what is not what it should be.
+
+        Exit code 1 where there was such a block.
+        """
+        from stockpot.kv.tier import REFUSED_BY_CHECK
+
+        found = AdminClient(url, admin_key).post("verify", {}, long=True)
+        if as_json:
+            typer.echo(json.dumps(found, indent=2))
+        else:
+            _print_verdicts(found)
+        if REFUSED_BY_CHECK.intersection(found["refused"]):
+            raise typer.Exit(1)
+
+
+def _add_export(group: typer.Typer) -> None:
+    @group.command()
+    def export(
+        folder: Annotated[str, typer.Argument(help="An absolute path on the server's machine.")],
+        url: Url = DEFAULT_URL,
+        admin_key: AdminKey = None,
+        as_json: AsJson = False,
+    ) -> None:
+        """Write all blocks of RAM and disk into a folder that another server can use as its disk tier.
+
+        It is used with cache.disk.path, by a server of the same model and with the same cache.secret.
+        """
+        from stockpot.cli.cache_words import plural, size, visible
+
+        written = AdminClient(url, admin_key).post("export", {"folder": folder}, long=True)
+        if as_json:
+            typer.echo(json.dumps(written, indent=2))
+            return
+        where = visible(written["folder"])
+        typer.echo(f"{plural(written['blocks'], 'block')}, {size(written['bytes'])}, are in {where}.")
+        if written.get("not_written"):
+            typer.echo(f"{plural(written['not_written'], 'block')} could not be written there.")
+
+
+def _print_verdicts(found: Mapping[str, Any]) -> None:
+    from stockpot.cli.cache_words import plural, span, visible
+
+    checked, refused = plural(found["checked"], "block"), found["refused"]
+    typer.echo(f"{checked} on disk read in {span(found['seconds'])}: {found['sound']:,} sound.")
+    for cause, count in sorted(refused.items()):
+        typer.echo(f"  refused: {visible(cause)}, {plural(count, 'block')}")
+
+
+def _entry_table(answer: Mapping[str, Any]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    from stockpot.cli.cache_words import shortened, size, span, visible
+
+    now_s = answer["now_s"]
+    table = Table("tokens", "size", "used", "kept for", "hits", box=None, header_style="bold", padding=(0, 1))
+    for name in ("tenant", "tags", "begins", "ends"):
+        table.add_column(name, overflow="fold")
+    for column in table.columns[:5]:
+        column.justify = "right"
+        column.no_wrap = True
+    for entry in answer["entries"]:
+        kept_s = (entry["kept_until_s"] or 0) - now_s
+        kept = span(kept_s) if kept_s > 0 else ""
+        if entry["pins"]:
+            kept = "pinned"
+        table.add_row(
+            f"{entry['tokens']:,}",
+            size(entry["bytes"]),
+            f"{span(now_s - entry['used_s'])} ago",
+            kept,
+            f"{entry['hits']:,}",
+            Text(visible(entry["tenant"])),
+            Text(visible(", ".join(entry["tags"]))),
+            Text(shortened(visible(entry["begins"]), _SHOWN_CHARACTERS)),
+            Text(shortened(visible(entry["ends"]), _SHOWN_CHARACTERS, end=True)),
+        )
+    return table
+
+
+def _request_table(answer: Mapping[str, Any]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    from stockpot.cli.cache_story import cause_words
+    from stockpot.cli.cache_words import span, visible
+
+    table = Table("request", "when", "prompt", "found", box=None, header_style="bold", padding=(0, 1))
+    table.columns[0].overflow = "fold"
+    table.columns[2].justify = table.columns[3].justify = "right"
+    table.add_column("tenant")
+    table.add_column("why not all of it: the rest")
+    for each in answer["requests"]:
+        table.add_row(
+            Text(visible(each["request"])),
+            f"{span(answer['now_s'] - each['at_s'])} ago",
+            f"{each['prompt_tokens']:,}",
+            f"{each['found_tokens']:,}",
+            Text(visible(each["tenant"])),
+            Text(visible(cause_words(each["first_cause"]))),
+        )
+    return table
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False)

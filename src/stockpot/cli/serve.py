@@ -48,6 +48,22 @@ def register(app: typer.Typer) -> None:
                 help="RAM for prefixes that may come back. [default: a quarter of free memory, 4 at most]",
             ),
         ] = None,
+        disk_gib: Annotated[
+            float | None,
+            typer.Option(
+                min=0,
+                help="Disk for prefixes that may come back, also after a restart; 0: none."
+                " [default: a tenth of what is free, 8 at most]",
+            ),
+        ] = None,
+        redis: Annotated[
+            str | None,
+            typer.Option(
+                metavar="URL",
+                help="Redis in which several servers share prefixes, for example redis://10.0.0.5:6379;"
+                " needs STOCKPOT_CACHE__SECRET, the same on all of them.",
+            ),
+        ] = None,
         cache: Annotated[
             bool | None,
             typer.Option(
@@ -74,7 +90,11 @@ def register(app: typer.Typer) -> None:
             server={"host": host, "port": port},
             model={"source": model},
             engine={"context_tokens": context_tokens},
-            cache={"enabled": cache, "ram_bytes": None if ram_gib is None else int(ram_gib * 2**30)},
+            cache={
+                "enabled": cache,
+                "ram_bytes": _gib(ram_gib),
+                **_sections(disk={"capacity_bytes": _gib(disk_gib)}, redis={"url": redis}),
+            },
         )
         _serve(load_settings(config, **overrides), _log_level(log_level))
 
@@ -86,6 +106,11 @@ def _sections(**sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
         for name, section in sections.items()
     }
     return {name: section for name, section in given.items() if section}
+
+
+def _gib(number: float | None) -> int | None:
+    """In bytes."""
+    return None if number is None else int(number * 2**30)
 
 
 def _log_level(name: str) -> LogLevel:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stockpot.clock import Clock
+from stockpot.engine.admission_account import explain_admission
 from stockpot.engine.driver import Batch, Driver, DriverFailure, OutOfCells
 from stockpot.engine.reports import EngineStats, Observer, Report, RequestReport, StepReport, TierFigures
 from stockpot.engine.residency import Residency
@@ -34,7 +35,6 @@ from stockpot.events import (
 )
 from stockpot.kv.block import Namespace, token_key
 from stockpot.kv.cache import CacheLimits, KVCache
-from stockpot.kv.explanation import Explanation, Gap, diverged, found_of
 from stockpot.kv.invalidation import Invalidation
 
 Sink = Callable[[list[tuple[Task, Event]]], None]
@@ -163,7 +163,7 @@ class EngineCore:
             # It may know of the records and hold what they match all the same, reused before they came here:
             # what it computed must not be kept as if it were younger than they are.
             task.labels = replace(task.labels, epoch=min(task.labels.epoch, max(0, oldest - 1)))
-        return sum(self.cache.store.invalidate(record) for record in records)
+        return self.cache.store.invalidate(records)
 
     def patience_s(self) -> float | None:
         """Seconds until a waiting request gives up what it waits for; None where none waits."""
@@ -359,39 +359,7 @@ class EngineCore:
             task.cached_tokens = reused
             queue_s = task.started_s - task.arrived_s
             self._outbox.append((task, Started(len(task.prompt), dict(reused), queue_s)))
-            self._explain(sequence, reused)
-
-    def _explain(self, sequence: Sequence, reused: Mapping[CacheTier, int]) -> None:
-        """Keep why this much was found, and why not more."""
-        cache, task, scope = self.cache, sequence.task, sequence.task.scope
-        if cache is None or scope is None:
-            return
-        key, tokens = sequence.reusable_key(), sum(reused.values())
-        outcomes = tuple(sequence.outcomes)
-        divergence = None
-        gaps: tuple[Gap, ...] = ()
-        if tokens < sequence.length - 1:
-            match = cache.store.match(scope, key)
-            node = cache.store.departure(scope, key, match)
-            if node is not None:
-                divergence = diverged(key, node.prompt(), request=node.request, used_s=node.used_s)
-            gaps = cache.evidence.gaps(
-                scope, key, tokens, block_tokens=cache.limits.block_tokens, outcomes=outcomes
-            )
-        cache.explanations.add(
-            Explanation(
-                request=task.request_id,
-                client_request=task.client_request,
-                tenant=task.labels.tenant,
-                at_s=self._clock.wall(),
-                prompt_tokens=len(task.prompt),
-                found=found_of(reused),
-                divergence=divergence,
-                gaps=gaps,
-                tiers=outcomes,
-                waited_s=sequence.waited_s,
-            )
-        )
+            explain_admission(self.cache, sequence, reused, now_s=self._clock.wall())
 
     def _on_preempt(self, sequence: Sequence) -> None:
         sequence.task.preemptions += 1

@@ -9,7 +9,7 @@ from typing import Protocol
 from stockpot.events import CacheTier, FinishReason, Timings, Usage
 from stockpot.kv.meters import TierSpeed
 from stockpot.kv.prefetch import ReadReport
-from stockpot.kv.store import Eviction
+from stockpot.kv.residents import Eviction
 from stockpot.kv.tier import TierStats
 from stockpot.kv.write_behind import WriteReport
 

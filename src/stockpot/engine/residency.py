@@ -71,6 +71,8 @@ class Residency:
         key = sequence.reusable_key()
         match = self.cache.store.match(sequence.task.scope, key)
         sequence.fetch = self.cache.fetch(sequence.task.request_id, sequence.task.scope, key, match)
+        if sequence.fetch is not None and sequence.pin is None:
+            sequence.pin = self.cache.store.pin(match)  # what comes stands on it
 
     def still_fetching(self, sequence: Sequence) -> bool:
         """Whether blocks are still on their way for a waiting sequence, and worth the wait. What has come is

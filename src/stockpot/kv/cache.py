@@ -22,7 +22,8 @@ from stockpot.kv.meters import PrefillMeter, TierMeter
 from stockpot.kv.prefetch import Fetch, Prefetcher, ReadReport, TierSlot
 from stockpot.kv.prefix_tree import Match
 from stockpot.kv.ram import RamTier
-from stockpot.kv.store import Eviction, KVStore, StoreLimits, StoreObservers
+from stockpot.kv.residents import Eviction, StoreObservers
+from stockpot.kv.store import KVStore, StoreLimits
 from stockpot.kv.tier import Block, BlockHead, Tier
 from stockpot.kv.write_behind import WriteBehind, WriteReport
 

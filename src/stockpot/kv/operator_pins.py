@@ -50,7 +50,7 @@ class OperatorPins:
             raise RequestError("There is nothing to pin.", code="prefix_not_cached")
         name = secrets.token_hex(6)
         self._pins[name] = OperatorPin(pin, owner, match.tokens, size_bytes, expires_s)
-        return self._listed(name)
+        return self._listed(store, name)
 
     def remove(self, store: KVStore, name: str) -> bool:
         """Give a pin back; False for one that does not exist."""
@@ -65,18 +65,22 @@ class OperatorPins:
         for name in [name for name, each in self._pins.items() if each.expires_s <= now_s]:
             self.remove(store, name)
 
-    def listed(self) -> list[Mapping[str, Any]]:
+    def listed(self, store: KVStore) -> list[Mapping[str, Any]]:
         """All pins, those that end first first."""
         return [
-            self._listed(name) for name in sorted(self._pins, key=lambda each: self._pins[each].expires_s)
+            self._listed(store, name)
+            for name in sorted(self._pins, key=lambda each: self._pins[each].expires_s)
         ]
 
-    def _listed(self, name: str) -> Mapping[str, Any]:
+    def _listed(self, store: KVStore, name: str) -> Mapping[str, Any]:
+        """A pin, and what of it is still there: an invalidation takes pinned blocks too."""
         each = self._pins[name]
+        nodes = each.pin.match.nodes
+        there = all(store.ram.get(node.id) is not None for node in nodes)
         return {
             "pin": name,
             "owner": each.owner,
-            "tokens": each.tokens,
-            "bytes": each.size_bytes,
+            "tokens": each.tokens if there else 0,
+            "bytes": each.size_bytes if there else 0,
             "expires_s": each.expires_s,
         }

@@ -12,8 +12,10 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
+from weakref import WeakSet
 
 from stockpot.clock import Clock
 from stockpot.events import CacheTier
@@ -65,7 +67,7 @@ class TierOutcome:
     detail: str = ""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Fetch:
     """One prompt's question to the tiers behind RAM, of which RAM has the first `tokens` tokens.
 
@@ -121,7 +123,9 @@ class Prefetcher:
         on_read: Callable[[ReadReport], None] = lambda _: None,
         threads: int = 2,
         queue_limit: int = 64,
+        held_limit_bytes: int = 512 * 2**20,
     ) -> None:
+        """`held_limit_bytes` bounds what was read for requests that have not taken it yet."""
         self._slots = tuple(slots)
         self._block_tokens = block_tokens
         self._prefill = prefill
@@ -132,6 +136,8 @@ class Prefetcher:
         self._on_read = on_read
         self._on_ready: Callable[[], None] = lambda: None
         self._jobs: queue.Queue[Fetch | None] = queue.Queue(queue_limit)
+        self._held_limit_bytes = held_limit_bytes
+        self._alive: WeakSet[Fetch] = WeakSet()
         self._in_flight: dict[tuple[str, BlockId], Fetch] = {}
         self._lock = threading.Lock()
         self._threads = [
@@ -164,10 +170,21 @@ class Prefetcher:
             except queue.Full:
                 return None
             self._in_flight[scope.tenant, first] = job
+            self._alive.add(job)
             return job
+
+    @property
+    def held_bytes(self) -> int:
+        """What was read for requests that have not taken it yet."""
+        with self._lock:
+            alive = list(self._alive)
+        return sum(len(block.data) for fetch in alive for _, block in list(fetch.blocks))
 
     def close(self) -> None:
         """End the threads; waits for what they are at, which their tiers bound."""
+        with suppress(queue.Empty):  # what nobody began is not answered any more
+            while (job := self._jobs.get_nowait()) is not None:
+                job.done = True
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
@@ -216,6 +233,9 @@ class Prefetcher:
         outcome.located_bytes = sum(each.size_bytes for each in found)
         outcome.load_s = slot.meter.load_s(outcome.located_bytes)
         outcome.compute_s = self._prefill.prefill_s(outcome.located_tokens)
+        if self.held_bytes + outcome.located_bytes > self._held_limit_bytes:
+            outcome.decision, outcome.detail = "abandoned", "too much is being loaded for waiting requests"
+            return have
         if outcome.load_s >= outcome.compute_s:
             outcome.decision = "recompute"
             self._on_read(ReadReport(tier.name, 0, 0, outcome.locate_s, 0.0, None))

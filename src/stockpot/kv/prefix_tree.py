@@ -33,7 +33,8 @@ _NO_CONTENT = ContentHash(b"")
 @dataclass(slots=True, eq=False)
 class Node:
     """One block. `pins` counts the sequences in flight and the operators' pins that stand on it: a pinned
-    node is never evicted. `request` is the request that computed or fetched it; times are Unix seconds.
+    node is never evicted. `request` is the request that computed or fetched it; `used_s` and
+    `used_before_s` are the last two uses; times are Unix seconds.
     `before` are the tokens ahead of a root: a shared prefix, before private blocks."""
 
     head: BlockHead
@@ -42,6 +43,7 @@ class Node:
     size_bytes: int = 0
     request: str = ""
     used_s: float = 0.0
+    used_before_s: float = 0.0
     kept_until_s: float = 0.0
     hits: int = 0
     pins: int = 0

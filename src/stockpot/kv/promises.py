@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from stockpot.kv.block import BlockId
+from stockpot.kv.disk_index import LONGEST_PROMISE_S, SLACK_S
 from stockpot.kv.prefix_tree import Node
 from stockpot.kv.tier import BlockHead
 
@@ -62,6 +63,12 @@ class Labels:
         return tokens
 
 
+def holds(kept_until_s: float, now_s: float) -> bool:
+    """Whether a promise until then holds now. One further ahead than any promise was made by a clock that was
+    wrong."""
+    return 0 < kept_until_s - now_s <= LONGEST_PROMISE_S + SLACK_S
+
+
 class PromiseBook:
     """Which blocks are promised, within a bound: promises must not fill the cache for good.
 
@@ -99,5 +106,5 @@ class PromiseBook:
             self._bytes -= node.size_bytes
 
     def _prune(self, now_s: float) -> None:
-        for node in [node for node in self._nodes.values() if node.kept_until_s <= now_s]:
+        for node in [node for node in self._nodes.values() if not holds(node.kept_until_s, now_s)]:
             self.forget(node)

@@ -1,15 +1,14 @@
 """The KV store: blocks behind the context, one decision about what is kept in RAM.
 
-The store joins the index (prefix tree), the bytes (RAM tier) and the order of eviction (policy): a node is in
-the tree exactly while its bytes are in RAM. What is new is offered to the tiers behind (`Behind`), which
-write it in their own time; what they hold comes back through `adopt`. Used by the engine's thread alone;
-nothing here waits.
+What is in RAM is in `kv.residents`; here is what prompts find of it. What is new is offered to the tiers
+behind (`Behind`), which write it in their own time; what they hold comes back through `adopt`. Used by the
+engine's thread alone; nothing here waits.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,15 +27,18 @@ from stockpot.kv.block import (
     content_hash,
     scope_of,
 )
-from stockpot.kv.departures import Departed, Departures
-from stockpot.kv.eviction import Candidate, EvictionPolicy
+from stockpot.kv.departures import Departures
+from stockpot.kv.eviction import EvictionPolicy
 from stockpot.kv.invalidation import Invalidation, Invalidations
 from stockpot.kv.meters import PrefillMeter
 from stockpot.kv.prefetch import invalidated_since
-from stockpot.kv.prefix_tree import Match, Node, PrefixTree
-from stockpot.kv.promises import Labels, PromiseBook
+from stockpot.kv.prefix_tree import Match, Node
+from stockpot.kv.promises import Labels, PromiseBook, holds
 from stockpot.kv.ram import RamTier
+from stockpot.kv.residents import Residents, StoreObservers
 from stockpot.kv.tier import Block, BlockHead
+
+FEW_RECORDS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +46,6 @@ class Pin:
     """Holds what was matched in the store until it is given back."""
 
     match: Match
-
-
-@dataclass(frozen=True, slots=True)
-class Eviction:
-    """Blocks that left RAM, or never came to it. Causes: `capacity`, `quota`, `pressure`, `expired`,
-    `invalidated`, `cleared`; `refused_pinned`, `refused_quota`: a new block found nothing that may go.
-    `ages_s` and `idle_s`: seconds since each block came, and since it was used."""
-
-    blocks: int
-    size_bytes: int
-    cause: str
-    ages_s: tuple[float, ...] = ()
-    idle_s: tuple[float, ...] = ()
 
 
 class Behind(Protocol):
@@ -69,19 +58,6 @@ class Behind(Protocol):
     def forget(self, blocks: Sequence[BlockId]) -> None:
         """Drop these in your own time."""
         ...
-
-
-@dataclass(slots=True)
-class StoreObservers:
-    """Who is told of what, on the engine's thread: quick, and never raising."""
-
-    evicted: Callable[[Eviction], None] = lambda _: None
-    reused: Callable[[Sequence[float]], None] = lambda _: None
-    """Seconds since each block was used before."""
-    stored: Callable[[Sequence[BlockHead]], None] = lambda _: None
-    removed: Callable[[Sequence[BlockHead]], None] = lambda _: None
-    cleared: Callable[[], None] = lambda: None
-    """Everything was dropped on purpose, and nothing is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,21 +89,40 @@ class KVStore:
     ) -> None:
         self.block_tokens = limits.block_tokens
         self.ram = ram
-        self.evicted: Counter[str] = Counter()
         # Empty ones are false: `or` would put others in their place.
         self.departures = Departures() if departures is None else departures
-        self.tenant_bytes: Counter[str] = Counter()
-        self.promises = PromiseBook(lambda: ram.capacity_bytes // 2)
         self._namespace = namespace
-        self._quotas = limits.quotas
         self._served_names = limits.served_names
-        self._policy = policy
         self._clock = clock
         self._invalidations = Invalidations() if invalidations is None else invalidations
-        self._prefill = prefill or PrefillMeter()
         self._behind = behind
         self._observers = observers or StoreObservers()
-        self._tree = PrefixTree(limits.block_tokens)
+        self._residents = Residents(
+            limits.block_tokens,
+            ram=ram,
+            policy=policy,
+            quotas=limits.quotas,
+            clock=clock,
+            departures=self.departures,
+            prefill=prefill or PrefillMeter(),
+            observers=self._observers,
+        )
+        self._tree = self._residents.tree
+
+    @property
+    def evicted(self) -> Counter[str]:
+        """Blocks that left RAM, by cause."""
+        return self._residents.evicted
+
+    @property
+    def tenant_bytes(self) -> Counter[str]:
+        """Bytes in RAM by tenant; "" is what belongs to nobody."""
+        return self._residents.tenant_bytes
+
+    @property
+    def promises(self) -> PromiseBook:
+        """What is promised, and how much."""
+        return self._residents.promises
 
     def scope(self, tenant: str, shared: TokenKey = NO_TOKENS) -> Scope:
         """The scope of a tenant's prompt that begins with the tokens of `shared`, declared shared."""
@@ -156,9 +151,9 @@ class KVStore:
         now_s = self._clock.wall()
         self._observers.reused([max(0.0, now_s - node.used_s) for node in match.nodes])
         for node in match.nodes:
-            node.used_s = now_s
+            node.used_before_s, node.used_s = node.used_s, now_s
             node.hits += 1
-        self._policy.hit([node.id for node in reversed(match.nodes)])
+        self._residents.policy.hit([node.id for node in reversed(match.nodes)])
         self._tree.pin(match)
         return Pin(match)
 
@@ -209,9 +204,9 @@ class KVStore:
             tokens = TokenKey(segment.key[at : at + (span.end - span.start) * TOKEN_BYTES])
             block = Block(self._head(segment, parent, tokens, labels), data)
             if self._invalidations.stale(block.head, key, foreign=False) is not None:
-                self._count([], "refused_invalidated", blocks=1, size_bytes=len(data))
+                self._residents.count([], "refused_invalidated", blocks=1, size_bytes=len(data))
                 break
-            if not self._insert(parent, block, labels.request):
+            if not self._residents.insert(parent, block, labels.request):
                 break
             kept.append(block)
         if kept and self._behind is not None:
@@ -239,7 +234,7 @@ class KVStore:
                 continue  # computed or fetched by somebody else meanwhile
             if parent.id != head.parent or self._tree.covers(parent, head.tokens):
                 break
-            if not self._insert(parent, block, request):
+            if not self._residents.insert(parent, block, request):
                 break
             taken.append(head.id)
         return taken
@@ -252,6 +247,8 @@ class KVStore:
         now_s = self._clock.wall()
         for node in match.nodes:
             until_s = labels.kept_until_s(node.start, now_s)
+            if not holds(node.kept_until_s, now_s):
+                node.kept_until_s = 0.0
             kept = until_s > node.kept_until_s and self.promises.make(node, until_s, now_s)
             head = labels.relabelled(node.head, until_s if kept else 0.0)
             retagged = head.tags != node.head.tags
@@ -270,48 +267,58 @@ class KVStore:
 
     def clear(self, cause: str = "cleared", detail: str = "") -> int:
         """Drop every block that is not pinned; how many."""
-        dropped = self._drop_all([node for node in self._tree.nodes() if not node.pins], cause, detail)
+        dropped = self._residents.drop([node for node in self._tree.nodes() if not node.pins], cause, detail)
         if not self._tree:
             self._observers.cleared()
         return dropped
 
-    def invalidate(self, record: Invalidation) -> int:
-        """Drop every block the record matches, pinned or not; how many. What requests have in the context
-        stays there until they end, and is not kept then."""
-        names = self._served_names
-        unwanted = [
-            node
-            for node in self._tree.nodes()
-            if record.matches(node.head, node.prompt(), served_names=names)
-        ]
+    def invalidate(self, records: Sequence[Invalidation]) -> int:
+        """Drop every block a record matches, pinned or not; how many. What requests have in the context stays
+        there until they end, and is not kept then."""
+        prefixes = any(record.kind == "prefix" for record in records)
+        unwanted: list[Node] = []
+        causes: dict[BlockId, Invalidation] = {}
+        for node in self._tree.nodes():
+            record = self._unwanted(node, node.prompt() if prefixes else None, records)
+            if record is not None:
+                unwanted.append(node)
+                causes[node.id] = record
         ids = [node.id for node in unwanted]
-        detail = f"{record.kind} {record.value}".strip() + (f" by {record.by}" if record.by else "")
-        parents = [node.parent for node in unwanted if node.parent is not None]
-        dropped = self._drop_all(unwanted, "invalidated", detail, subtree=True)
-        # What leads to an invalidated prefix and to nothing else has no use any more.
-        for parent in parents if record.kind == "prefix" else []:
-            lone = [node for node in parent.path() if not node.pins]
-            ids += [node.id for node in lone if not node.children]
-            dropped += self._drop_all(lone, "invalidated", detail)
+        dropped = 0
+        for record in dict.fromkeys(causes.values()):
+            of_record = [node for node in unwanted if causes[node.id] is record]
+            dropped += self._residents.drop(of_record, "invalidated", _told(record), subtree=True)
+            if record.kind != "prefix":
+                continue
+            # What leads to an invalidated prefix and to nothing else has no use any more.
+            for parent in [node.parent for node in of_record if node.parent is not None]:
+                lone = [node for node in parent.path() if not node.pins]
+                ids += [node.id for node in lone if not node.children]
+                dropped += self._residents.drop(lone, "invalidated", _told(record))
         if self._behind is not None and ids:
             self._behind.forget(ids)
-        if record.kind == "all":
+        if any(record.kind == "all" for record in records):
             self._observers.cleared()
         return dropped
 
+    def _unwanted(
+        self, node: Node, prompt: TokenKey | None, records: Sequence[Invalidation]
+    ) -> Invalidation | None:
+        """The record that a block must go for. Many records at once (after an absence) are looked up by what
+        the block is, not gone through."""
+        if len(records) > FEW_RECORDS:
+            return self._invalidations.stale(node.head, prompt)
+        names = self._served_names
+        return next((each for each in records if each.matches(node.head, prompt, served_names=names)), None)
+
     def expire(self) -> int:
         """Drop what the policy says is too old; how many."""
-        nodes = (self._tree.get(block) for block in list(self._policy.expired(self._clock.monotonic())))
-        return self._drop_all([n for n in nodes if n is not None and self._may_go(n)], "expired", "")
+        return self._residents.expire()
 
     def resize(self, capacity_bytes: int) -> None:
         """Change what RAM may take; evicts down to it. Under pressure promises do not hold: what they kept is
         in the tiers behind, where there are any."""
-        self.ram.capacity_bytes = capacity_bytes
-        for hard in (False, True):
-            self._evict_until(
-                lambda: self.ram.used_bytes <= capacity_bytes, "pressure", "memory ran short", hard=hard
-            )
+        self._residents.resize(capacity_bytes)
 
     @property
     def blocks(self) -> int:
@@ -327,17 +334,7 @@ class KVStore:
 
     def check_integrity(self) -> None:
         """Raise AssertionError where tree, tier and counts disagree or break their own invariants."""
-        self._tree.check_integrity()
-        self.ram.check_integrity()
-        by_tenant: Counter[str] = Counter()
-        for node in self._tree.nodes():
-            if node.id not in self.ram:
-                raise AssertionError(f"the block at {node.start} is listed and not in RAM")
-            by_tenant[node.head.tenant] += node.size_bytes
-        if len(self.ram) != len(self._tree):
-            raise AssertionError(f"RAM holds {len(self.ram)} blocks, {len(self._tree)} are listed")
-        if by_tenant != +self.tenant_bytes:
-            raise AssertionError(f"tenants hold {by_tenant}, counted are {self.tenant_bytes}")
+        self._residents.check_integrity()
 
     @property
     def _block_bytes(self) -> int:
@@ -362,132 +359,6 @@ class KVStore:
             kept_until_s=labels.kept_until_s(parent.end, now_s),
         )
 
-    def _insert(self, parent: Node, block: Block, request: str) -> bool:
-        """Put a block into tree, tier and policy; False where nothing that stands in its way may go."""
-        head, size_bytes = block.head, len(block.data)
-        node = Node(head, None, size_bytes=size_bytes, request=request, used_s=self._clock.wall())
-        path = Match(tuple(parent.path()), parent.end)
-        self._tree.pin(path)  # making room must not take what the block stands on
-        has_room = size_bytes <= self.ram.capacity_bytes and self._make_room(size_bytes, head.tenant)
-        self._tree.unpin(path)
-        if not has_room:
-            return False
-        replaced = self._tree.insert(parent, node)
-        self._drop_bytes(replaced)
-        self.ram.write([block])
-        self.tenant_bytes[head.tenant] += size_bytes
-        self._policy.admit(
-            Candidate(head.id, size_bytes, self._prefill.prefill_s(node.end - node.start), head.parent)
-        )
-        self._policy.hit([each.id for each in node.path()])
-        if head.kept_until_s:
-            self.promises.make(node, head.kept_until_s, self._clock.wall())
-        self.departures.forget(head.id)
-        self._observers.stored([head])
-        return True
-
-    def _make_room(self, size_bytes: int, tenant: str) -> bool:
-        """Evict until so much more of a tenant fits; False, and counted, where nothing that is left may
-        go."""
-        quota = self._quotas.get(tenant)
-        wanted = f"{size_bytes:,} bytes were needed"
-        if quota is not None and not self._evict_until(
-            lambda: self.tenant_bytes[tenant] + size_bytes <= quota, "quota", wanted, tenant=tenant
-        ):
-            self._count([], "refused_quota", blocks=1, size_bytes=size_bytes)
-            return False
-        fits = self._evict_until(
-            lambda: self.ram.used_bytes + size_bytes <= self.ram.capacity_bytes, "capacity", wanted
-        )
-        if not fits:
-            self._count([], "refused_pinned", blocks=1, size_bytes=size_bytes)
-        return fits
-
-    def _evict_until(
-        self,
-        fits: Callable[[], bool],
-        cause: str,
-        detail: str,
-        *,
-        tenant: str | None = None,
-        hard: bool = False,
-    ) -> bool:
-        """Evict, of one tenant or of all, until `fits`; `hard`: promises do not hold."""
-        gone: list[Node] = []
-        while not fits():
-            node = self._victim(tenant, hard=hard)
-            if node is None:
-                break
-            self._remove(node)
-            gone.append(node)
-        self._count(gone, cause, detail=detail)
-        return fits()
-
-    def _victim(self, tenant: str | None, *, hard: bool) -> Node | None:
-        for block in self._policy.victims():
-            node = self._tree.get(block)
-            if node is None or (tenant is not None and node.head.tenant != tenant):
-                continue
-            if self._may_go(node, hard=hard):
-                return node
-        return None
-
-    def _may_go(self, node: Node, *, hard: bool = False) -> bool:
-        if node.children or node.pins:
-            return False
-        return hard or node.kept_until_s <= self._clock.wall()
-
-    def _drop_all(self, nodes: Sequence[Node], cause: str, detail: str, *, subtree: bool = False) -> int:
-        """Drop nodes, deepest first; with `subtree` all that stands on them too, else only what nothing
-        stands on."""
-        gone: list[Node] = []
-        for start in nodes:
-            for node in list(start.subtree()) if subtree else [start]:
-                if node.id in self._tree and self._tree.get(node.id) is node:
-                    gone.append(node)
-        gone = list({node.id: node for node in sorted(gone, key=lambda node: -node.start)}.values())
-        dropped: list[Node] = []
-        for node in gone:
-            if not node.children:
-                self._remove(node)
-                dropped.append(node)
-        self._count(dropped, cause, detail=detail)
-        return len(dropped)
-
-    def _remove(self, node: Node) -> None:
-        self._tree.remove(node)
-        self._drop_bytes([node])
-
-    def _drop_bytes(self, nodes: Sequence[Node]) -> None:
-        for node in nodes:
-            self.ram.drop([node.id])
-            self._policy.drop(node.id)
-            self.promises.forget(node)
-            self.tenant_bytes[node.head.tenant] -= node.size_bytes
-        if nodes:
-            self._observers.removed([node.head for node in nodes])
-
-    def _count(
-        self, nodes: Sequence[Node], cause: str, *, blocks: int = 0, size_bytes: int = 0, detail: str = ""
-    ) -> None:
-        blocks += len(nodes)
-        if not blocks:
-            return
-        now_s = self._clock.wall()
-        for node in nodes:
-            gone = Departed("ram", cause, now_s, detail, node.request, node.key)
-            self.departures.add(node.id, gone, parent=node.head.parent)
-        self.evicted[cause] += blocks
-        self._observers.evicted(
-            Eviction(
-                blocks,
-                size_bytes + sum(node.size_bytes for node in nodes),
-                cause,
-                tuple(max(0.0, now_s - node.head.created_s) for node in nodes),
-                tuple(max(0.0, now_s - node.used_s) for node in nodes),
-            )
-        )
-
 
 def _segment_at(segments: Sequence[Segment], span: Span) -> Segment:
     """The segment that holds a span. Raises ValueError where none holds all of it."""
@@ -495,3 +366,12 @@ def _segment_at(segments: Sequence[Segment], span: Span) -> Segment:
         if segment.start <= span.start and span.end <= segment.start + len(segment.key) // TOKEN_BYTES:
             return segment
     raise ValueError(f"[{span.start}, {span.end}) lies in no segment of the prompt")
+
+
+def _told(record: Invalidation) -> str:
+    """A record in words: what, by whom, why."""
+    what = (
+        f"a prefix of {record.tokens} tokens" if record.kind == "prefix" else f"{record.kind} {record.value}"
+    )
+    by = f" by {record.by}" if record.by else ""
+    return f"{what.strip()}{by}" + (f": {record.reason}" if record.reason else "")

@@ -13,7 +13,7 @@ from prometheus_client.metrics_core import Metric
 
 from stockpot.engine.reports import EngineStats, ReuseReport
 from stockpot.kv.prefetch import ReadReport
-from stockpot.kv.store import Eviction
+from stockpot.kv.residents import Eviction
 from stockpot.kv.write_behind import WriteReport
 from stockpot.telemetry.families import Values, counter, gauge, histogram
 from stockpot.telemetry.tally import Counts, Histogram

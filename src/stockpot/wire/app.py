@@ -13,9 +13,10 @@ from stockpot.clock import Clock, SystemClock
 from stockpot.errors import StockpotError
 from stockpot.settings import Settings
 from stockpot.telemetry.metrics import Metrics
-from stockpot.wire import routes_generation, routes_models, routes_operation
+from stockpot.wire import routes_cache, routes_generation, routes_models, routes_operation
 from stockpot.wire.edge import Edge
 from stockpot.wire.errors import on_http_exception, on_stockpot_error
+from stockpot.wire.identity import Identity
 from stockpot.wire.service import Service
 
 
@@ -24,13 +25,13 @@ def create_app(
 ) -> FastAPI:
     """The application over a backend that somebody else starts and stops."""
     clock = clock or SystemClock()
-    service = Service(backend, settings, metrics, clock)
+    service = Service(backend, settings, metrics, clock, Identity(settings.access))
     # Bodies are read and checked by `body`, not declared to FastAPI, so a generated OpenAPI document would be
     # wrong: there is none.
     app = FastAPI(
         title="Stockpot", version=__version__, openapi_url=None, docs_url=None, redirect_slashes=False
     )
-    for part in (routes_generation, routes_models, routes_operation):
+    for part in (routes_generation, routes_models, routes_operation, routes_cache):
         app.include_router(part.router(service))
     app.add_exception_handler(StockpotError, on_stockpot_error)
     app.add_exception_handler(HTTPException, on_http_exception)
