@@ -11,11 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 import psutil
 
@@ -28,6 +28,9 @@ _STOP_S = 30.0
 _FIRST_START_S = 900.0
 """A first start fetches the model and finds its encoding."""
 _LOG_LINES_SHOWN = 8
+_NOTHING_ON_DISK: Mapping[str, object] = {"capacity_bytes": 0}
+"""The disk tier of a server whose settings say nothing of it: blocks of an earlier run would falsify this
+one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +52,18 @@ class ServerCommand:
 
 @dataclass(frozen=True, slots=True)
 class RunningServer:
-    """A server that answers."""
+    """A server that answers. `process` is None where it was not started here."""
 
     url: str
     pid: int
+    process: subprocess.Popen[bytes] | None = None
+
+    async def kill(self) -> None:
+        """End it at once (SIGKILL), as a crash would; returns when it is gone. Raises ValueError for a server
+        that was not started here."""
+        if self.process is None:
+            raise ValueError(f"The server at {self.url} was not started here and is not ours to kill.")
+        await asyncio.to_thread(_kill, self.process)
 
     def rss_bytes(self) -> int:
         """Resident memory now, of the process and its children (shared pages count in each)."""
@@ -73,18 +84,29 @@ def free_port() -> int:
 def stockpot_command(
     settings: Mapping[str, Mapping[str, object]], *, name: str = "stockpot"
 ) -> ServerCommand:
-    """`stockpot serve` with `settings` (by section, as in the TOML file) over those of the environment."""
+    """`stockpot serve` with `settings` (by section, as in the TOML file) over those of the environment. The
+    disk tier is off where they say nothing of it."""
     port = free_port()
-    environment = {
-        f"STOCKPOT_{section}__{key}".upper(): value if isinstance(value, str) else json.dumps(value)
-        for section, values in settings.items()
-        for key, value in values.items()
-    }
+    cache = settings.get("cache", {})
+    settings = {**settings, "cache": {**cache, "disk": cache.get("disk", _NOTHING_ON_DISK)}}
+    environment = dict(_variables("STOCKPOT_", settings))
     code = "from stockpot.cli.main import main; main()"
     arguments = (sys.executable, "-c", code, "serve", "--host", _HOST, "--port", str(port))
     return ServerCommand(
         name, (*arguments, "--log-level", "warning"), port, "/ready", environment, _FIRST_START_S
     )
+
+
+def _variables(beginning: str, settings: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Environment variables for settings in sections."""
+    for key, value in settings.items():
+        name = beginning + key.upper()
+        if isinstance(value, Mapping):
+            yield from _variables(name + "__", cast("Mapping[str, Any]", value))
+        elif isinstance(value, (str, Path)):
+            yield name, str(value)
+        else:
+            yield name, json.dumps(value)
 
 
 @asynccontextmanager
@@ -97,7 +119,7 @@ async def running_server(command: ServerCommand) -> AsyncGenerator[RunningServer
         process = await asyncio.to_thread(_start, command, log)
         try:
             await _wait_until_ready(command, process, log)
-            yield RunningServer(command.url, process.pid)
+            yield RunningServer(command.url, process.pid, process)
         finally:
             await asyncio.to_thread(_stop, process)
 
@@ -143,11 +165,22 @@ def _tail(log: IO[bytes]) -> str:
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """Ask, wait, then end the whole session: some servers leave workers behind."""
+    if process.returncode is not None:
+        return  # its pid may be another's by now
     family = _family(process.pid)
     if process.poll() is None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_S)
+    _end(process, family)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    if process.returncode is None:
+        _end(process, _family(process.pid))
+
+
+def _end(process: subprocess.Popen[bytes], family: Sequence[psutil.Process]) -> None:
     for member in family:
         with suppress(psutil.NoSuchProcess):
             member.kill()

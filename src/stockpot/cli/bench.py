@@ -48,6 +48,10 @@ def register(app: typer.Typer) -> None:
     _add_prefix(group)
     _add_peers(group)
     _add_memory(group)
+    _add_tiers(group)
+    _add_faults(group)
+    _add_soak(group)
+    _add_eviction(group)
     app.add_typer(group, name="bench")
 
 
@@ -141,6 +145,98 @@ def _add_memory(group: typer.Typer) -> None:
         plan = MemoryPlan.quick() if quick else MemoryPlan(requests=requests)
         with _progress() as progress:
             result = _run(measure_memory(plan, progress=progress))
+        _finish(result, out)
+
+
+def _add_tiers(group: typer.Typer) -> None:
+    @group.command()
+    def tiers(
+        rounds: Annotated[int, typer.Option(min=1, max=100, help="Rounds; each measures every case.")] = 7,
+        disk: Annotated[
+            Path | None,
+            typer.Option(
+                help="A folder on the disk to measure. [default: that of temporary files]",
+                file_okay=False,
+                exists=True,
+            ),
+        ] = None,
+        out: _Out = None,
+        quick: _Quick = False,
+    ) -> None:
+        """A prefix of 2,000 tokens: computed, and back from the context, RAM, disk and Redis.
+
+        Time to first token (TTFT) of a short question behind the prefix, from each place it can be, also by a
+        second server over Redis and by the first one after kill -9. Starts a Redis of its own (needs
+        redis-server or valkey-server). Takes about five minutes. Exits with 1 where a floor is missed.
+        """
+        from stockpot.bench.tiers import TiersPlan, measure_tiers
+
+        plan = TiersPlan.quick(disk) if quick else TiersPlan(rounds=rounds, disk_folder=disk)
+        with _progress() as progress:
+            result = _run(measure_tiers(plan, progress=progress))
+        _finish(result, out)
+
+
+def _add_faults(group: typer.Typer) -> None:
+    @group.command()
+    def faults(
+        rounds: Annotated[int, typer.Option(min=1, max=20, help="How often each fault comes.")] = 3,
+        out: _Out = None,
+        quick: _Quick = False,
+    ) -> None:
+        """Redis stopped, frozen, emptied and slow: does a request notice?
+
+        New prompts to a server whose Redis is in trouble, beside the same to a server without Redis. No
+        request may fail, and none may wait 100 ms longer. Starts a Redis of its own (needs redis-server or
+        valkey-server). Takes about ten minutes. Exits with 1 where a floor is missed.
+        """
+        from stockpot.bench.faults import FaultsPlan, measure_faults
+
+        plan = FaultsPlan.quick() if quick else FaultsPlan(rounds=rounds)
+        with _progress() as progress:
+            result = _run(measure_faults(plan, progress=progress))
+        _finish(result, out)
+
+
+def _add_soak(group: typer.Typer) -> None:
+    @group.command()
+    def soak(
+        minutes: Annotated[float, typer.Option(min=0.1, help="How long.")] = 30.0,
+        out: _Out = None,
+        quick: _Quick = False,
+    ) -> None:
+        """Mixed chat under all tiers, of twice what RAM holds: errors, memory, hits.
+
+        Sessions with shared system prompts and several turns, long prompts, clients that leave, against a
+        small RAM tier, a small disk tier and a small Redis of its own (needs redis-server or valkey-server),
+        so that blocks move and leave everywhere. Exits with 1 where a request failed or memory grew.
+        """
+        from stockpot.bench.soak import SoakPlan, measure_soak
+
+        plan = SoakPlan.quick() if quick else SoakPlan(duration_s=60 * minutes)
+        with _progress() as progress:
+            result = _run(measure_soak(plan, progress=progress))
+        _finish(result, out)
+
+
+def _add_eviction(group: typer.Typer) -> None:
+    @group.command()
+    def eviction(
+        traces: Annotated[
+            Path, typer.Option(help="Folder of the recorded traces.", file_okay=False, exists=True)
+        ],
+        out: _Out = None,
+        quick: _Quick = False,
+    ) -> None:
+        """Which eviction policy finds most: recorded workloads, replayed at several sizes of a tier.
+
+        Needs no model. The traces and what they are called: see benchmarks/eviction.
+        """
+        from stockpot.bench.eviction import EvictionPlan, measure_eviction
+
+        plan = EvictionPlan.quick(traces) if quick else EvictionPlan(traces)
+        with _progress() as progress:
+            result = measure_eviction(plan, progress=progress)
         _finish(result, out)
 
 

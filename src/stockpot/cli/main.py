@@ -14,6 +14,7 @@ from rich.console import Console
 
 from stockpot import __version__
 from stockpot.cli import bench, cache, chat, engine, models, serve
+from stockpot.cli.large_pages import restart_with_large_pages
 from stockpot.errors import StockpotError
 
 
@@ -48,6 +49,8 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Run the command line; StockpotError becomes its sentence on stderr and its exit code."""
+    if sys.argv[1:2] == ["serve"]:
+        restart_with_large_pages()
     try:
         build()()
     except StockpotError as error:
