@@ -1,7 +1,7 @@
 # Everything a person needs, on a fresh machine with Python 3.11+ and nothing else.
 #
 #   make serve    set up, fetch the default model once, serve http://127.0.0.1:8000/v1
-#   make test     set up, pass the tests
+#   make test     set up (redis-server too, by Debian's package, where it is absent), pass the tests
 #   make setup    the set-up alone; leaves .venv/bin/stockpot
 #   make check    format, lint, strict types (what CI runs before the tests)
 #   make lock     resolve the dependencies anew into requirements.lock
@@ -33,6 +33,7 @@ serve: setup
 	$(BIN)/stockpot serve $(ARGS)
 
 test: setup
+	scripts/bootstrap-debian
 	$(BIN)/pytest $(ARGS)
 
 check: setup

@@ -158,7 +158,7 @@ async def test_a_cache_at_work_is_seen(tmp_path: Path) -> None:
     # Time stands still, and no step has the 32 tokens of a measurement: loading always beats computing.
     clock = VirtualClock(1_700_000_000.0)
     driver = FakeDriver(max_batch_tokens=24)
-    metrics = Metrics(lambda: backend.engine_stats())
+    metrics = Metrics(lambda: backend.engine_stats())  # noqa: PLW0108  backend is made below
     cache = open_cache(
         CacheSettings(yield_memory=False, disk=DiskSettings(path=tmp_path / "kv", capacity_bytes=2**24)),
         Namespace(driver.facts.fingerprint, driver.facts.layout),

@@ -226,8 +226,8 @@ def _result(
             ),
         ),
         notes=(
-            f"{sum(soak.outcomes.values()):,} requests; of all prompt tokens {sum(shares.values()):.1%} were not "
-            "computed: " + ", ".join(f"{tier} {share:.1%}" for tier, share in shares.items()) + ".",
+            f"{sum(soak.outcomes.values()):,} requests; of all prompt tokens {sum(shares.values()):.1%} were "
+            "not computed: " + ", ".join(f"{tier} {share:.1%}" for tier, share in shares.items()) + ".",
             *(f"{count} x {error}" for error, count in soak.errors.most_common(5)),
         ),
         chart=_chart(samples, bound_bytes),

@@ -115,7 +115,7 @@ async def measure_tiers(
             *void,
             f"Before each disk reading the block files were dropped from the page cache (posix_fadvise); "
             f"{max(stayed):.0%} of their pages stayed at most.",
-            "Floor: the bytes moved, at the speed of a plain copy, read or GET here. Question: the same question "
+            "Floor: the bytes moved, at the speed of a plain copy, read or GET. Question: the same question "
             "behind no prefix; every warm case computes as many new tokens.",
             "While context and ram-busy were measured another request was decoding: behind the same prefix, "
             "and behind one of the same size.",

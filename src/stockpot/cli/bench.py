@@ -213,7 +213,7 @@ def _add_soak(group: typer.Typer) -> None:
         """
         from stockpot.bench.soak import SoakPlan, measure_soak
 
-        plan = SoakPlan.quick() if quick else SoakPlan(duration_s=60 * minutes)
+        plan = SoakPlan.quick() if quick else SoakPlan(minutes=minutes)
         with _progress() as progress:
             result = _run(measure_soak(plan, progress=progress))
         _finish(result, out)
