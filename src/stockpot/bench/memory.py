@@ -14,13 +14,10 @@ from stockpot.bench.machine import measure_idleness
 from stockpot.bench.progress import BenchProgress, silent
 from stockpot.bench.results import Result, Table, Verdict
 from stockpot.bench.statistics import slope
-from stockpot.bench.stockpot_server import Launch, StockpotServer, stockpot_server
+from stockpot.bench.stockpot_server import BOUND_FACTOR, Launch, StockpotServer, stockpot_server
 from stockpot.bench.workload import WordSource
 
 _MIB = 2**20
-_BOUND_FACTOR = 1.1
-_PROCESS_BYTES = 300 * 1_000_000
-"""What an idle Python process with all libraries may take beside weights, KV and the RAM tier."""
 _GROWTH_SHARE_MAX = 0.01
 """RSS that moves by less than this over half a run is noise of the allocator."""
 _SEED = 31
@@ -59,7 +56,7 @@ async def measure_memory(
     progress("start the server", 0, None)
     async with launch(settings) as server:
         progress("start the server", 1, 1)
-        bound_bytes = await _bound_bytes(server)
+        bound_bytes = await server.memory_bound_bytes()
         samples = await _play(server, plan, progress)
         peak_bytes = server.running.peak_rss_bytes()
     growth_bytes = growth_of_last_half(samples)
@@ -86,7 +83,7 @@ async def measure_memory(
             Verdict("growth over the last half, share of RSS", growth_bytes / last_bytes, _GROWTH_SHARE_MAX),
         ),
         notes=(
-            f"The bound: {_BOUND_FACTOR} x (weights + configured KV + RAM tier + 300 MB) = "
+            f"The bound: {BOUND_FACTOR} x (weights + configured KV + RAM tier + 300 MB) = "
             f"{bound_bytes / _MIB:,.0f} MiB; peak {peak_bytes / _MIB:,.0f} MiB.",
         ),
         chart=_chart(samples, bound_bytes),
@@ -100,13 +97,6 @@ def growth_of_last_half(samples: Sequence[MemorySample]) -> float:
         return 0.0
     per_request = slope([s.requests for s in half], [s.rss_bytes for s in half])
     return per_request * (half[-1].requests - half[0].requests)
-
-
-async def _bound_bytes(server: StockpotServer) -> float:
-    caches = await server.cache_figures()
-    weights_bytes = int(server.details["weights_bytes"])
-    kv_bytes = caches.cells * caches.kv_bytes_per_token
-    return _BOUND_FACTOR * (weights_bytes + kv_bytes + caches.ram_capacity_bytes + _PROCESS_BYTES)
 
 
 async def _play(server: StockpotServer, plan: MemoryPlan, progress: BenchProgress) -> list[MemorySample]:

@@ -28,6 +28,8 @@ _MIB = 2**20
 _GROWTH_SHARE_MAX = 0.02
 _SEED = 71
 _SAMPLES = 120
+_LONGEST_S = 120.0
+"""An answer that takes longer counts as an error."""
 _SESSION_WORDS = 700
 """A session that has become longer than this starts anew."""
 _TOKENS_A_WORD = 1.6
@@ -140,7 +142,7 @@ class _Soak:
                     case _:
                         await self._leave()
                 self.outcomes[kind] += 1
-            except StockpotError as error:
+            except (StockpotError, TimeoutError) as error:
                 self.errors[f"{kind}: {error}"[:200]] += 1
 
     async def _turn(self) -> None:
@@ -150,7 +152,8 @@ class _Soak:
         session = self._sessions.pop(self._random.randrange(len(self._sessions)))
         try:
             session.append({"role": "user", "content": self._words.text(self._random.randint(8, 60))})
-            answer = await self._server.client.chat(session, max_tokens=self._random.randint(4, 40))
+            request = self._server.client.chat(session, max_tokens=self._random.randint(4, 40))
+            answer = await asyncio.wait_for(request, _LONGEST_S)
             self.ttft_s.append(answer.ttft_s)
             session.append({"role": "assistant", "content": answer.text})
         finally:
@@ -221,7 +224,7 @@ def _result(
             Verdict("peak RSS over the bound", peak_bytes / bound_bytes, 1.0),
             Verdict(
                 "growth over the last half, share of RSS",
-                growth / samples[-1].rss_bytes if samples else 0.0,
+                growth / samples[-1].rss_bytes if len(half) > 1 else None,
                 _GROWTH_SHARE_MAX,
             ),
         ),

@@ -16,7 +16,7 @@ from stockpot.engine.reports import TierFigures
 from stockpot.errors import ServerUnreachable
 
 _POLL_S = 0.1
-_BOUND_FACTOR = 1.1
+BOUND_FACTOR = 1.1
 _PROCESS_BYTES = 300 * 1_000_000
 """What an idle Python process with all libraries may take beside weights, KV and the RAM tier."""
 
@@ -78,7 +78,7 @@ class StockpotServer:
         """What the process may take: 1.1 x (weights + configured KV + RAM tier + 300 MB + `beside_bytes`)."""
         caches = await self.cache_figures()
         kv_bytes = caches.cells * caches.kv_bytes_per_token
-        return _BOUND_FACTOR * (
+        return BOUND_FACTOR * (
             int(self.details["weights_bytes"])
             + kv_bytes
             + caches.ram_capacity_bytes

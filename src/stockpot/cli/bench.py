@@ -208,8 +208,8 @@ def _add_soak(group: typer.Typer) -> None:
         """Mixed chat under all tiers, of twice what RAM holds: errors, memory, hits.
 
         Sessions with shared system prompts and several turns, long prompts, clients that leave, against a
-        small RAM tier, a small disk tier and a small Redis of its own (needs redis-server or valkey-server),
-        so that blocks move and leave everywhere. Exits with 1 where a request failed or memory grew.
+        small RAM tier, a small disk tier and a Redis of its own (needs redis-server or valkey-server), so
+        that blocks move and leave everywhere. Exits with 1 where a request failed or memory grew.
         """
         from stockpot.bench.soak import SoakPlan, measure_soak
 
