@@ -226,8 +226,8 @@ def test_wrong_password_says_what_to_do_once_and_no_secret(
         for _ in range(3):
             assert misses(tier, chain(1)) == ("error", "error")
     assert len(caplog.records) == 2
-    assert "set kv.redis.password" in caplog.text
-    assert "check kv.redis.username and password" in caplog.text
+    assert "set cache.redis.password" in caplog.text
+    assert "check cache.redis.username and password" in caplog.text
     assert "wrong word" not in caplog.text
 
 

@@ -433,7 +433,7 @@ def test_tls(tmp_path: Path, redis_folder: Path, make_tier: MakeTier) -> None:
     "url", ["http://host", "redis://host:port", "redis://host/x", "unix://", "redis://user:word@host/zero"]
 )
 def test_addresses_that_are_none_are_refused_without_their_password(url: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"kv\.redis\.url") as caught:
+    with pytest.raises(ConfigurationError, match=r"cache\.redis\.url") as caught:
         RedisOptions(url)
     assert "word" not in str(caught.value)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,6 +187,11 @@ async def test_a_cache_at_work_is_seen(tmp_path: Path) -> None:
         generation = Generation("fake", "r", Sampling(temperature=0), max_tokens=4)
         async for _ in backend.generate(CompletionRequest(generation, prompt)):
             pass
+        # A client has its answer before the blocks are in the store; the report of the step comes after both.
+        deadline_s = time.monotonic() + PATIENCE_S
+        while value(metrics, "step_duration_seconds_count") < value(metrics, "steps_total"):
+            assert time.monotonic() < deadline_s, "the engine does not report its last step"
+            await asyncio.sleep(0.001)
         assert cache.cache.flush(PATIENCE_S)
 
     first, second = "a" * 64, "b" * 64

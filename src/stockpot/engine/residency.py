@@ -72,7 +72,7 @@ class Residency:
         match = self.cache.store.match(sequence.task.scope, key)
         sequence.fetch = self.cache.fetch(sequence.task.request_id, sequence.task.scope, key, match)
         if sequence.fetch is not None and sequence.pin is None:
-            sequence.pin = self.cache.store.pin(match)  # what comes stands on it
+            sequence.pin = self.cache.store.hold(match)  # what comes stands on it
 
     def still_fetching(self, sequence: Sequence) -> bool:
         """Whether blocks are still on their way for a waiting sequence, and worth the wait. What has come is
@@ -156,7 +156,7 @@ class Residency:
         key = sequence.computed_key()
         self.leave(sequence)
         if self.store is not None and sequence.task.scope is not None:
-            sequence.pin = self.store.pin(self.store.match(sequence.task.scope, key))
+            sequence.pin = self.store.hold(self.store.match(sequence.task.scope, key))
 
     def save(self, sequence: Sequence) -> None:
         """Export what the sequence computed and the store lacks."""
@@ -194,7 +194,7 @@ class Residency:
         taken = store.adopt(scope, key, arrived, sequence.task.request_id)
         tiers: dict[BlockId, CacheTier] = {block.head.id: tier for tier, block in arrived}
         sequence.fetched |= {block: tiers[block] for block in taken}
-        parked, sequence.pin = sequence.pin, store.pin(store.match(scope, key))
+        parked, sequence.pin = sequence.pin, store.hold(store.match(scope, key))
         store.unpin(parked)
         if others:
             # It was asked for a prompt with the same beginning; what follows there is asked for once more.

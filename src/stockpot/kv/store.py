@@ -144,6 +144,13 @@ class KVStore:
         """The block where a prompt departs from what is in RAM, None where nothing goes on there."""
         return self._tree.departure(scope.segments(key), match)
 
+    def hold(self, match: Match) -> Pin | None:
+        """Keep what was matched until `unpin`; it is not used yet, or not anew."""
+        if not match.nodes:
+            return None
+        self._tree.pin(match)
+        return Pin(match)
+
     def pin(self, match: Match) -> Pin | None:
         """Keep what was matched until `unpin`, and mark it as used now."""
         if not match.nodes:
@@ -154,8 +161,7 @@ class KVStore:
             node.used_before_s, node.used_s = node.used_s, now_s
             node.hits += 1
         self._residents.policy.hit([node.id for node in reversed(match.nodes)])
-        self._tree.pin(match)
-        return Pin(match)
+        return self.hold(match)
 
     def unpin(self, pin: Pin | None) -> None:
         """Give a pin back."""
