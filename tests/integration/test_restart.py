@@ -61,12 +61,12 @@ def test_killed_at_any_moment_under_load_nothing_wrong_is_served(
                     if text != cold[prompt]:
                         wrong.append((text, cold[prompt]))
 
-        clients = [threading.Thread(target=load, kwargs={"seed": 2 * kill + n}) for n in range(2)]
-        for client in clients:
-            client.start()
+        # One at a time: side by side, where cells lie decides between tokens that are nearly as likely (see
+        # tests/engine/test_exactness.py), and a wrong answer could not be told from that.
+        client = threading.Thread(target=load)
+        client.start()
         time.sleep(rng.uniform(0.05, 1.2))
         server.kill()
-        for client in clients:
-            client.join()
+        client.join()
     assert wrong == []
     assert warm > 0
