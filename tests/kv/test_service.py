@@ -127,9 +127,6 @@ class Host:
         self.invalidated.set()
         return 0
 
-    def clear(self) -> int:
-        return 0
-
     def resize(self, capacity_bytes: int) -> None:
         del capacity_bytes
 

@@ -55,9 +55,6 @@ class EngineHost:
 
         return self._do(drop)
 
-    def clear(self) -> int:
-        return self._do(lambda core: core.clear_cache())
-
     def resize(self, capacity_bytes: int) -> None:
         def tidy(core: EngineCore) -> None:
             if core.cache is not None:

@@ -145,10 +145,6 @@ class EngineCore:
         if self._scheduler.running:
             self._scheduler.preempt()
 
-    def clear_cache(self) -> int:
-        """Drop every block of the store that no request stands on; how many."""
-        return self.cache.store.clear() if self.cache is not None else 0
-
     def invalidate(self, records: Iterable[Invalidation]) -> int:
         """Drop what the records match from RAM, now; how many blocks. Requests that run finish with what they
         have, and nobody else takes it from them."""

@@ -51,10 +51,6 @@ class CacheHost(Protocol):
         """Drop from RAM what the records match."""
         ...
 
-    def clear(self) -> int:
-        """Drop everything from RAM."""
-        ...
-
     def resize(self, capacity_bytes: int) -> None:
         """Change what RAM may take, and drop what is too old."""
         ...
