@@ -10,10 +10,13 @@
     |-- AddressUnavailable                exit 71   the port is taken, or the host is not ours
     |-- ServerUnreachable                 exit 69   a command that needs a running server found none
     |-- EngineFailed                 503  exit 70   the engine thread stopped; restart the server
-    `-- RequestError                 400            the client can do something about it
+    |-- UpstreamError                502            a backend failed; 429, 503, 504 or 4xx by its cause
+    cause `-- RequestError                 400            the client can do something about it
         |-- UnsupportedField         400            a field this server cannot honour
         |-- ContextLengthExceeded    400
         |-- Unauthenticated          401            no key, or one that is not known here
+        |-- AllowanceExceeded        429            a rate, quota or budget; 402 for money
+        |-- GuardRefused             400            a guard of the input or the output said no
         |-- Forbidden                403            not for this caller
         |-- UnknownModel             404
         |-- DeadlineExceeded         408
@@ -27,6 +30,36 @@ Every message is one sentence or two: what happened, with which value, and what 
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+FailureCause = Literal[
+    "invalid_request",
+    "context_overflow",
+    "not_found",
+    "unauthenticated",
+    "forbidden",
+    "allowance",
+    "rate_limited",
+    "overloaded",
+    "server_error",
+    "connect",
+    "reset",
+    "timeout",
+    "deadline",
+    "format",
+    "truncated",
+    "guard",
+    "validation",
+    "cancelled",
+]
+"""Why a request or an attempt failed, one word for metrics, ledger and fallback rules. rate_limited: 429 of a
+backend. overloaded: 503 or 529, a full queue, or shed here. server_error: other 5xx, an engine that failed.
+connect: no connection. reset: a connection lost before the answer began. truncated: lost within the answer.
+timeout: no byte in time. deadline: the client's own limit. format: bytes that are no answer (broken JSON or
+SSE). unauthenticated, forbidden: the caller's, or ours at a backend. validation: a cascade's check of an
+answer."""
 
 
 class StockpotError(Exception):
@@ -91,6 +124,47 @@ class EngineFailed(StockpotError):
     exit_code = 70
 
 
+_UPSTREAM_STATUS: Mapping[FailureCause, int] = {
+    "invalid_request": 400,
+    "context_overflow": 400,
+    "not_found": 404,
+    "rate_limited": 429,
+    "overloaded": 503,
+    "connect": 503,
+    "timeout": 504,
+}
+
+
+class UpstreamError(StockpotError):
+    """A backend that is not ours failed on the request or refused it.
+
+    `cause` decides the status at the edge (502 where none fits), what is tried next, and how it is counted.
+    `upstream_status` is the HTTP status of the backend, None where it gave none; `retry_after_s` what it
+    asked for. `param` and `code` are the backend's own words about the client's request. The message may be
+    shown to clients: it holds no secret of the gateway.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        cause: FailureCause,
+        backend: str,
+        upstream_status: int | None = None,
+        retry_after_s: float | None = None,
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.cause: FailureCause = cause
+        self.backend = backend
+        self.upstream_status = upstream_status
+        self.retry_after_s = retry_after_s
+        self.param = param
+        self.code = code or f"upstream_{cause}"
+        self.status = _UPSTREAM_STATUS.get(cause, 502)
+
+
 class RequestError(StockpotError):
     """A request that cannot be served as it is.
 
@@ -132,6 +206,25 @@ class Unauthenticated(RequestError):
 
     status = 401
     code = "invalid_api_key"
+
+
+class AllowanceExceeded(RequestError):
+    """A limit of the key or its team; the message names the limit, its value and when to try again."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: float | None, money: bool = False) -> None:
+        code = "budget_exceeded" if money else self.code
+        super().__init__(message, code=code, retry_after_s=retry_after_s)
+        if money:
+            self.status = 402
+
+
+class GuardRefused(RequestError):
+    """A guard refused the input or the output; the message names the rule, never the text."""
+
+    code = "guard_refused"
 
 
 class Forbidden(RequestError):
@@ -181,3 +274,28 @@ class ShuttingDown(RequestError):
 
     status = 503
     code = "shutting_down"
+
+
+def cause_of(error: BaseException) -> FailureCause:
+    """The word that metrics, ledger and routing use for an error."""
+    if isinstance(error, UpstreamError):
+        return error.cause
+    for kind, cause in _CAUSES:
+        if isinstance(error, kind):
+            return cause
+    return "server_error"
+
+
+_CAUSES: tuple[tuple[type[BaseException], FailureCause], ...] = (
+    (ContextLengthExceeded, "context_overflow"),
+    (Unauthenticated, "unauthenticated"),
+    (Forbidden, "forbidden"),
+    (AllowanceExceeded, "allowance"),
+    (GuardRefused, "guard"),
+    (UnknownModel, "not_found"),
+    (DeadlineExceeded, "deadline"),
+    (QueueFull, "overloaded"),
+    (ShuttingDown, "overloaded"),
+    (RequestError, "invalid_request"),
+    (EngineFailed, "server_error"),
+)

@@ -1,10 +1,10 @@
 """What comes back up from a backend: a stream of frozen events, one order for every backend.
 
-    Queued  Started  (Delta* Finished) per choice, interleaved  Completed
+    Queued+  Started  Progress*  (Delta* Finished) per choice, interleaved  Completed
 
-`Queued` comes as soon as the request is accepted, so errors in the request itself are raised before any
-event. `Completed` comes exactly once, last, whatever the outcome. Observers (metrics, ledger) read the
-same events; nothing below the backend knows of them.
+`Queued` comes as soon as the request is accepted (and again when its place in the queue changes), so errors
+in the request itself are raised before any event. `Completed` comes exactly once, last, whatever the
+outcome. Observers (metrics, ledger) read the same events; nothing below the backend knows of them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "cancelled", "deadline", "error"]
 """stop: an end-of-generation token, a stop string, or a complete constrained output. length: `max_tokens`
-or the context. The others end a stream early; `error` carries its reason in `Finished.detail`."""
+or the context. tool_calls: the model wants tools called. content_filter: the model or its provider refused.
+The others end a stream early; `error` carries its reason in `Finished.detail`."""
 
-CacheTier = Literal["context", "ram", "disk", "redis"]
-"""Where cached prompt tokens came from: cells another request holds, or blocks of a tier of the KV store."""
+CacheTier = Literal["context", "ram", "disk", "redis", "upstream"]
+"""Where cached prompt tokens came from: cells another request holds, blocks of a tier of the KV store, or the
+cache of a backend that is not ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,18 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """Of the prompt's tokens that are not cached, `done` of `total` are prefilled."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token, its bytes (a token may hold part of a character) and its natural-log probability."""
+    """A token, its bytes (a token may hold part of a character) and its natural-log probability. `token_id`
+    is
+    -1 where a backend names tokens by their text alone."""
 
     token_id: int
     data: bytes
@@ -56,24 +68,42 @@ class TokenDetail:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of a call of a tool. `id` and `name` come once, in the first piece of call `index` of the
+    choice; `arguments` (JSON text) in pieces that are joined."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """Newly generated text of one choice. `text` may be empty while a character or a possible stop
     string is incomplete. `token_ids` are the tokens generated since the previous delta of this choice;
-    `details` has one entry for each where log probabilities were asked for."""
+    `details` has one entry for each where log probabilities were asked for. `reasoning` is text the model
+    thinks before it answers, `refusal` text in which it refuses; `signature` completes a piece of reasoning
+    of the Anthropic API, which wants it back unchanged."""
 
     choice: int
     text: str
     token_ids: tuple[int, ...] = ()
     details: tuple[TokenDetail, ...] = ()
+    reasoning: str = ""
+    refusal: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    signature: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A choice is complete."""
+    """A choice is complete. `stop_sequence` is the stop string that ended it, where that is known."""
 
     choice: int
     reason: FinishReason
     detail: str | None = None
+    stop_sequence: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +112,14 @@ class Usage:
     the last prompt token is always computed, its logits give the first answer token.
 
     `promised_tokens` is None for a request without cache boundaries; else, by seconds of the promise, the
-    prompt tokens before a boundary that were computed now and will be kept at least that long."""
+    prompt tokens before a boundary that were computed now and will be kept at least that long. `estimated`:
+    counted here, because the backend did not say."""
 
     prompt_tokens: int
     cached_tokens: Mapping[CacheTier, int]
     completion_tokens: int
     promised_tokens: Mapping[int, int] | None = None
+    estimated: bool = False
 
     @property
     def cached_total(self) -> int:
@@ -104,11 +136,35 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that was done to the request or its answer and that its sender must be able to see: a guard
+    redacted, a budget chose a cheaper model. `kind` is a word for programs."""
+
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Which way a request took through the gateway: the model and backend that answered, how many attempts it
+    took, what it cost in billionths of a dollar, and what was changed on the way."""
+
+    model: str
+    backend: str
+    attempts: int
+    cost_nanousd: int
+    cost_source: str
+    shared: bool = False
+    notices: tuple[Notice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Completed:
-    """The request is over and holds nothing any more."""
+    """The request is over and holds nothing any more. `delivery` is the gateway's; backends leave it out."""
 
     usage: Usage
     timings: Timings
+    delivery: Delivery | None = None
 
 
-Event = Queued | Started | Delta | Finished | Completed
+Event = Queued | Started | Progress | Delta | Finished | Completed

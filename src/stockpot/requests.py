@@ -9,16 +9,91 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from stockpot.caller import NOBODY, Caller
+
 Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+
+Dialect = Literal["openai", "anthropic"]
+"""Whose wire format something is in."""
+
+Priority = Literal["high", "normal", "low"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """Text among other parts."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """An image: at `url` (http or https), or `data` in base64 with its `media_type`. `detail` is OpenAI's."""
+
+    url: str | None = None
+    media_type: str | None = None
+    data: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpaquePart:
+    """A part that is not read here and only a backend of the same `dialect` can be given (audio, files,
+    documents, signed reasoning), as it came in JSON."""
+
+    dialect: Dialect
+    value: Mapping[str, Any]
+
+
+Part = TextPart | ImagePart | OpaquePart
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool the model asked for; `arguments` is JSON text, as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function the model may ask to have called. `parameters` is a JSON schema."""
+
+    name: str
+    description: str | None = None
+    parameters: Mapping[str, Any] | None = None
+    strict: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Whether tools must be called: auto, none, required (any), or the one `name`d."""
+
+    mode: Literal["auto", "none", "required", "named"] = "auto"
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; several text parts arrive joined, without a separator, in `content`."""
+    """One turn of a conversation; several text parts arrive joined, without a separator, in `content`.
+
+    `parts` is there, and holds the texts too, in order, where something is not text. A turn of role `tool`
+    answers the call `tool_call_id` (`tool_failed`: the tool reported an error)."""
 
     role: Role
     content: str
     name: str | None = None
+    parts: tuple[Part, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    tool_failed: bool = False
+
+
+TOOLS = -1
+"""As `CacheBoundary.message`: the boundary stands behind the definitions of tool `characters` (from 0)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +102,9 @@ class CacheBoundary:
     (`cache_control` of the Anthropic API).
 
     The place lies in the content of `messages[message]`, behind its first `characters` characters (None: all
-    of them); the prompt of a plain completion is message 0. `shared` declares that all that precedes it may
-    be found by every tenant. `tags` are labels for invalidation; `document:NAME` is that of a document.
+    of them); the prompt of a plain completion is message 0, `TOOLS` stands for the tools. `shared` declares
+    that all that precedes it may be found by every tenant. `tags` are labels for invalidation;
+    `document:NAME` is that of a document.
     """
 
     message: int
@@ -72,10 +148,13 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class OutputFormat:
-    """What the output must be: free text, any JSON object, or JSON that satisfies `schema`."""
+    """What the output must be: free text, any JSON object, or JSON that satisfies `schema`. The `name` and
+    `strict` of a schema make a difference to some backends."""
 
     kind: Literal["text", "json_object", "json_schema"] = "text"
     schema: Mapping[str, Any] | bool | None = None
+    name: str | None = None
+    strict: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +163,10 @@ class Generation:
 
     `max_tokens` None means: until the model stops or the context is full. `logprobs` None means none;
     0 the chosen token's alone; k > 0 also those of the k likeliest tokens. `deadline_s` counts from arrival.
-    `tenant` is who asks ("": nobody in particular). `client_request_id` is the id the client knows the
+    `tenant` is whose caches it uses ("": nobody's in particular), `caller` who asks. `session` groups
+    requests that have beginnings in common, `task` those that serve one end. `extras` are fields of the wire
+    format (`dialect`) that are not read here: a backend of that dialect is given them as they are, others
+    refuse them. `client_request_id` is the id the client knows the
     request by (X-Request-Id), `request_id` is ours, and unique.
     """
 
@@ -100,6 +182,15 @@ class Generation:
     deadline_s: float | None = None
     tenant: str = ""
     client_request_id: str = ""
+    caller: Caller = NOBODY
+    session: str = ""
+    task: str = ""
+    user: str = ""
+    priority: Priority = "normal"
+    stream: bool = False
+    dialect: Dialect = "openai"
+    extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    trace_parent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +201,9 @@ class ChatRequest:
     messages: Sequence[Message]
     template_arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
     boundaries: tuple[CacheBoundary, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,3 +214,26 @@ class CompletionRequest:
     prompt: str | Sequence[int]
     echo: bool = False
     boundaries: tuple[CacheBoundary, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    """Texts (or token ids) to embed. Of `generation` only what is not about generating counts."""
+
+    generation: Generation
+    inputs: Sequence[str] | Sequence[Sequence[int]]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One vector for each input, in order: numbers, or base64 of little-endian float32."""
+
+    model: str
+    vectors: Sequence[Sequence[float]] | Sequence[str]
+    prompt_tokens: int
+
+
+GenerationRequest = ChatRequest | CompletionRequest
+AnyRequest = ChatRequest | CompletionRequest | EmbeddingRequest

@@ -6,22 +6,12 @@ Units are in the names. Every value is frozen once read.
 
 from __future__ import annotations
 
-import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -31,46 +21,21 @@ from pydantic_settings import (
 )
 
 from stockpot.errors import ConfigurationError
+from stockpot.settings_gateway import (
+    AccountSettings,
+    AllowanceSettings,
+    BackendSettings,
+    ResilienceSettings,
+    RouteSettings,
+    RoutingSettings,
+    TeamSettings,
+)
+from stockpot.settings_types import KeySecret, ModelName, Name, Secret, Section
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def _resolved(secret: SecretStr) -> SecretStr:
-    """The secret a reference stands for. Errors name the reference, never a secret."""
-    kind, colon, place = secret.get_secret_value().partition(":")
-    if not colon or kind not in {"env", "file"}:
-        return secret
-    if kind == "env":
-        value = os.environ.get(place)
-        if value is None:
-            raise ValueError(f"the environment variable {place} is not set")
-        return SecretStr(value)
-    try:
-        return SecretStr(Path(place).expanduser().read_text(encoding="utf-8").strip())
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"the file {place} cannot be read: {error}") from error
-    except UnicodeDecodeError:
-        raise ValueError(f"the file {place} is not UTF-8 text") from None
-
-
-def _fit_for_a_header(secret: SecretStr) -> SecretStr:
-    key = secret.get_secret_value()
-    if not key or not all("!" <= character <= "~" for character in key):
-        raise ValueError("a key is printable ASCII without spaces, at least one character")
-    return secret
-
-
-Secret = Annotated[SecretStr, AfterValidator(_resolved)]
-"""A secret as it is, or where it stands: `env:NAME` or `file:PATH` (without white space around its text)."""
-
-_Key = Annotated[Secret, AfterValidator(_fit_for_a_header)]
-
-
-class ServerSettings(_Section):
+class ServerSettings(Section):
     """Where and how HTTP is served."""
 
     host: str = "127.0.0.1"
@@ -82,7 +47,7 @@ class ServerSettings(_Section):
     drain_s: float = Field(default=30.0, ge=0, description="how long SIGTERM waits for running requests")
 
 
-class ModelSettings(_Section):
+class ModelSettings(Section):
     """Which model, in which encoding, through which library."""
 
     source: str = Field(
@@ -93,9 +58,12 @@ class ModelSettings(_Section):
     library: Literal["auto", "native", "wheel"] = Field(default="auto", description="auto: native when built")
 
 
-class EngineSettings(_Section):
-    """The batch and the context."""
+class EngineSettings(Section):
+    """The engine in this process: the batch and the context."""
 
+    enabled: bool = Field(
+        default=True, description="false: no model is loaded, this is a gateway to other servers alone"
+    )
     context_tokens: int = Field(
         default=16384, ge=256, description="cells of the context, shared by all requests"
     )
@@ -115,7 +83,7 @@ class EngineSettings(_Section):
     )
 
 
-class DiskSettings(_Section):
+class DiskSettings(Section):
     """The disk tier: blocks in one folder, which several servers may share."""
 
     path: Path | None = Field(default=None, description="None: the folder kv in cache_dir")
@@ -124,7 +92,7 @@ class DiskSettings(_Section):
     )
 
 
-class RedisSettings(_Section):
+class RedisSettings(Section):
     """The Redis tier (Redis 7 or newer, or Valkey), shared by all nodes. Needs `cache.secret`."""
 
     url: str | None = Field(default=None, description="redis://, rediss:// or unix://; None: no Redis tier")
@@ -142,7 +110,7 @@ class RedisSettings(_Section):
     )
 
 
-class KvEventSettings(_Section):
+class KvEventSettings(Section):
     """KV events on ZeroMQ in vLLM's format. They carry the token ids of prompts and nobody is asked who reads
     them: keep the addresses on this machine or a private network."""
 
@@ -154,7 +122,7 @@ class KvEventSettings(_Section):
     short_hashes: bool = Field(default=False, description="64-bit numbers for block hashes, as vLLM has them")
 
 
-class CacheSettings(_Section):
+class CacheSettings(Section):
     """Prefix reuse and its tiers."""
 
     enabled: bool = Field(default=True, description="false: every prompt is computed whole (for comparison)")
@@ -179,17 +147,21 @@ class CacheSettings(_Section):
     events: KvEventSettings = KvEventSettings()
 
 
-class TenantSettings(_Section):
+class TenantSettings(Section):
     """One tenant: the key its clients send, and how much of the RAM tier it may hold."""
 
-    key: _Key
+    key: KeySecret
     ram_quota_bytes: int | None = Field(default=None, ge=0, description="None: as much as there is")
 
 
-class AccessSettings(_Section):
-    """Who may call. Without tenants everybody may; without an admin key this machine alone administers."""
+class AccessSettings(Section):
+    """Who may call. Without tenants and virtual keys everybody may; without an admin key this machine alone
+    administers."""
 
-    admin_key: _Key | None = None
+    keys: Literal["auto", "required"] = Field(
+        default="auto", description="auto: a key is asked for as soon as there is one"
+    )
+    admin_key: KeySecret | None = None
     tenants: dict[
         Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], TenantSettings
     ] = Field(default_factory=dict[str, TenantSettings])
@@ -224,6 +196,17 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     cache: CacheSettings = CacheSettings()
     access: AccessSettings = AccessSettings()
+    backends: dict[Name, BackendSettings] = Field(default_factory=dict[Name, BackendSettings])
+    routes: dict[ModelName, RouteSettings] = Field(default_factory=dict[ModelName, RouteSettings])
+    teams: dict[Name, TeamSettings] = Field(default_factory=dict[Name, TeamSettings])
+    routing: RoutingSettings = RoutingSettings()
+    resilience: ResilienceSettings = ResilienceSettings()
+    allowances: AllowanceSettings = AllowanceSettings()
+    accounts: AccountSettings = AccountSettings()
+    data_dir: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("stockpot")),
+        description="ledger, keys and audit log, where they are SQLite",
+    )
     cache_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_cache_dir("stockpot")),
         description="models and libraries",

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from stockpot.backends.cache_admin import CacheAdmin
+from stockpot.errors import UnsupportedField
 from stockpot.events import Event
-from stockpot.requests import ChatRequest, CompletionRequest
+from stockpot.requests import ChatRequest, CompletionRequest, EmbeddingRequest, Embeddings
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,14 @@ class Health:
 
     ready: bool
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Requests in work and waiting, None where the backend does not say."""
+
+    running: int | None = None
+    waiting: int | None = None
 
 
 class Backend(ABC):
@@ -55,9 +64,20 @@ class Backend(ABC):
         """The request's events, in the order `stockpot.events` states.
 
         Raises RequestError (also UnknownModel, ContextLengthExceeded, QueueFull, ShuttingDown) before the
-        first event, and EngineFailed at any time. Closing the stream (`aclose`) cancels the request:
-        its place in the batch is free within one step.
+        first event, and EngineFailed or UpstreamError at any time. What the backend cannot honour of the
+        request it refuses with UnsupportedField. Closing the stream (`aclose`) cancels the request:
+        its place in the batch is free within one step, a connection to another server is closed.
         """
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Vectors of the inputs. Raises as `generate` does; UnsupportedField where there are none."""
+        raise UnsupportedField(
+            f"The model {request.generation.model!r} gives no embeddings; name one that does.", param="model"
+        )
+
+    def load(self) -> Load:
+        """What the backend itself knows of its load; cheap."""
+        return Load()
 
     @abstractmethod
     async def tokenize(

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from stockpot.errors import StockpotError
-from stockpot.events import Completed, Delta, Event, Finished, Queued, Started
+from stockpot.events import Completed, Delta, Event, Finished, Progress, Queued, Started
 from stockpot.wire import sse
 from stockpot.wire.disconnect import ClientGone, while_connected
 from stockpot.wire.errors import body_of, failure_of, json_response
@@ -77,7 +77,7 @@ class CollectedAnswer(Response):
                     self._collector.finished(event)
                 case Completed():
                     body = self._collector.answer(event)
-                case Queued() | Started():
+                case Queued() | Started() | Progress():
                     pass
         return body
 
@@ -127,7 +127,7 @@ class StreamedAnswer(Response):
                         held += narrator.finished(event)
                     case Completed():
                         held += narrator.completed(event) + sse.DONE
-                    case Queued() | Started():
+                    case Queued() | Started() | Progress():
                         pass
         except StockpotError as error:
             return held + sse.Framer().event(body_of(error))

@@ -93,7 +93,7 @@ def json_response(content: Any, *, status: int = 200, headers: Mapping[str, str]
 def failure_of(finished: Finished) -> StockpotError | None:
     """The error a choice's end stands for, None for a natural end."""
     match finished.reason:
-        case "stop" | "length":
+        case "stop" | "length" | "tool_calls" | "content_filter":
             return None
         case "cancelled":
             return ShuttingDown("The server stopped before the answer was complete; send the request again.")

@@ -1,0 +1,1 @@
+"""The numbered path of a request through limits, guards and backends."""
