@@ -15,7 +15,7 @@ from stockpot.engine.fake_driver import FakeDriver
 from stockpot.engine.sampling import Sampler
 from stockpot.engine.sequence import Sequence, Task
 from stockpot.engine.text_stream import TextStream
-from stockpot.events import Completed, Delta, Event, Finished, Started
+from stockpot.events import Completed, Delta, Event, Finished, Progress, Queued, Started
 from stockpot.requests import Sampling
 
 CELLS = 256
@@ -236,3 +236,17 @@ def test_any_schedule_gives_the_answers_of_lone_requests(  # noqa: PLR0917  hypo
         completed = harness.events[name][-1]
         assert isinstance(completed, Completed)
         assert completed.usage.cached_total <= len(prompt) - 1
+
+
+def test_those_who_wait_are_told_how_far_they_are() -> None:
+    harness = Harness(
+        FakeDriver(cells=CELLS, max_sequences=1, max_batch_tokens=16), EngineLimits(cache_enabled=False)
+    )
+    harness.submit("first", random_tokens(1, 50), 4)
+    harness.submit("second", random_tokens(2, 40), 4)
+    harness.run()
+    progress = [event for event in harness.events["first"] if isinstance(event, Progress)]
+    assert progress == [Progress(16, 50), Progress(32, 50), Progress(48, 50)]
+    kinds = [type(event) for event in harness.events["second"]]
+    assert harness.events["second"][0] == Queued(0), "the first has left, nobody stands before it"
+    assert kinds.index(Queued) < kinds.index(Started) < kinds.index(Progress) < kinds.index(Delta)

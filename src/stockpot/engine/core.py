@@ -28,6 +28,8 @@ from stockpot.events import (
     Event,
     Finished,
     FinishReason,
+    Progress,
+    Queued,
     Started,
     Timings,
     TokenDetail,
@@ -95,6 +97,7 @@ class EngineCore:
         self._cached_tokens: dict[CacheTier, int] = {"context": 0, "ram": 0, "disk": 0, "redis": 0}
         self._generated_tokens = 0
         self._preemptions = 0
+        self._moved_up = False  # a request has left since positions were told
 
     @property
     def tasks(self) -> list[Task]:
@@ -194,6 +197,7 @@ class EngineCore:
         for sequence in finished:
             self._scheduler.retire(sequence)
             self._settle(sequence.task)
+        self._report_progress(work)
         self.flush()  # clients first: leaving the context takes milliseconds
         for sequence in finished:
             self._residency.leave(sequence)
@@ -275,6 +279,21 @@ class EngineCore:
                     self._residency.pool.extend(_slot(each.sequence), each.tokens)
                 return logits, work
 
+    def _report_progress(self, work: list[Work]) -> None:
+        """Tell those who wait how far they are: prompts that need another step, and, where a request has left,
+        all that have not started how many stand before them."""
+        for each in work:
+            sequence = each.sequence
+            if not each.last and not sequence.generated and sequence.choice == 0 and sequence.admissions == 1:
+                cached = sum(sequence.task.cached_tokens.values())
+                progress = Progress(sequence.computed - cached, sequence.prompt_length - cached)
+                self._outbox.append((sequence.task, progress))
+        if self._moved_up:
+            self._moved_up = False
+            for position, task in enumerate(self._tasks):
+                if task.started_s is None:
+                    self._outbox.append((task, Queued(position)))
+
     def _choose(
         self, logits: NDArray[np.float32], chosen: list[Sequence]
     ) -> tuple[list[Sequence], list[float]]:
@@ -331,6 +350,7 @@ class EngineCore:
         if not task.done or task not in self._tasks:
             return
         del self._tasks[task]
+        self._moved_up = True
         now_s = self._clock.monotonic()
         started_s = task.started_s if task.started_s is not None else now_s
         timings = Timings(
