@@ -30,6 +30,7 @@ from stockpot.settings_gateway import (
     RoutingSettings,
     TeamSettings,
 )
+from stockpot.settings_guards import GuardSettings
 from stockpot.settings_types import KeySecret, ModelName, Name, Secret, Section
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -203,6 +204,7 @@ class Settings(BaseSettings):
     resilience: ResilienceSettings = ResilienceSettings()
     allowances: AllowanceSettings = AllowanceSettings()
     accounts: AccountSettings = AccountSettings()
+    guards: dict[Name, GuardSettings] = Field(default_factory=dict[Name, GuardSettings])
     data_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("stockpot")),
         description="ledger, keys and audit log, where they are SQLite",

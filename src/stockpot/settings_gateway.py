@@ -183,6 +183,12 @@ class AllowanceSettings(Section):
     )
     local_share: float = Field(default=0.1, ge=0, le=1, description="of each limit, for this process")
     lease_s: float = Field(default=30.0, ge=1, description="a crashed gateway's reservations return after")
+    bytes_per_token: float = Field(
+        default=1.0,
+        ge=1,
+        le=8,
+        description="of prompts, for reservations; 1 never reserves too little, 3 lets more run at once",
+    )
     output_tokens_assumed: int = Field(
         default=4096, ge=1, description="reserved for requests without max_tokens, and then their max_tokens"
     )

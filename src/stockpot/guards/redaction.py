@@ -1,0 +1,83 @@
+"""Taking findings out of texts: whole ones, and streams of which only what is settled may go out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stockpot.errors import GuardRefused
+from stockpot.guards.counts import GuardCounts, Told
+from stockpot.guards.finders import safe_cut
+from stockpot.guards.rule import Rule
+from stockpot.settings_guards import Stage
+
+
+def inspected(text: str, rules: Sequence[Rule], stage: Stage, told: Told, counts: GuardCounts) -> str:
+    """`text` as the rules with finders leave it. Raises GuardRefused."""
+    for rule in rules:
+        if rule.finder is None:
+            continue
+        found = rule.finder.find(text)
+        if not found:
+            continue
+        kinds = sorted({finding.kind for finding in found})
+        counts.add(rule.name, stage, rule.action, len(found))
+        if rule.action in ("refuse", "retry"):
+            raise refusal(rule, stage, f"contains {_listed(kinds)}")
+        told.add(rule.name, rule.action, stage, kinds)
+        if rule.action == "redact":
+            pieces: list[str] = []
+            at = 0
+            for finding in found:
+                pieces += [text[at : finding.start], f"[redacted:{finding.kind}]"]
+                at = finding.end
+            text = "".join(pieces) + text[at:]
+    return text
+
+
+def refusal(rule: Rule, stage: Stage, objection: str) -> GuardRefused:
+    """The error of a rule, which never quotes what was found."""
+    what = "request" if stage == "input" else "answer"
+    advice = "Change it" if stage == "input" else "Ask differently"
+    return GuardRefused(
+        f"The guard {rule.name!r} refused the {what}: it {objection}. {advice}, or ask your operator about"
+        f" the rule (guards.{rule.name}).",
+        code="guard_refused_input" if stage == "input" else "guard_refused_output",
+    )
+
+
+class StreamWindow:
+    """One growing text. What goes in comes out as soon as no rule can find anything more in it."""
+
+    def __init__(self, rules: Sequence[Rule], told: Told, counts: GuardCounts) -> None:
+        self._rules = rules
+        self._finders = [rule.finder for rule in rules if rule.finder is not None]
+        self._told = told
+        self._counts = counts
+        self._held = ""
+        self._behind = ""  # the last characters given out: words must not seem to begin where the window does
+
+    def push(self, text: str) -> str:
+        """What may go out now. Raises GuardRefused."""
+        self._held += text
+        return self._release(final=False)
+
+    def finish(self) -> str:
+        """The rest. Raises GuardRefused."""
+        return self._release(final=True)
+
+    def _release(self, *, final: bool) -> str:
+        whole = self._behind + self._held
+        settled = len(whole) if final else max(safe_cut(self._finders, whole), len(self._behind))
+        ready = whole[len(self._behind) : settled]
+        if not ready:
+            return ""
+        self._held = whole[settled:]
+        # One character of context in front: nothing found reaches into it, since it was settled before.
+        front = self._behind[-1:]
+        clean = inspected(front + ready, self._rules, "output", self._told, self._counts)
+        self._behind = whole[max(0, settled - 1) : settled]
+        return clean[len(front) :]
+
+
+def _listed(kinds: Sequence[str]) -> str:
+    return ", ".join(kind.replace("_", " ") for kind in kinds)
