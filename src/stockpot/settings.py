@@ -25,6 +25,7 @@ from stockpot.settings_gateway import (
     AccountSettings,
     AllowanceSettings,
     BackendSettings,
+    HardwareSettings,
     ResilienceSettings,
     RouteSettings,
     RoutingSettings,
@@ -79,6 +80,9 @@ class EngineSettings(Section):
     threads: int | None = Field(default=None, ge=1, description="None: the processors this process may use")
     queue_limit: int = Field(default=256, ge=1)
     request_timeout_s: float = Field(default=600.0, gt=0)
+    hardware: HardwareSettings | None = Field(
+        default=None, description="what this machine costs; None: its requests have no price"
+    )
     check_integrity: bool = Field(
         default=False, description="verify all structures whenever idle (debugging)"
     )

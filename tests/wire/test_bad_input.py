@@ -14,17 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stockpot.backends.fake import FakeBackend, FakeBehaviour
+from stockpot.backends.refusals import CHAT as CHAT_TOLERATED
 from stockpot.events import Delta, Event
 from stockpot.requests import ChatRequest, CompletionRequest
 from stockpot.wire.shapes_chat import ChatShape
 from stockpot.wire.shapes_completion import CompletionShape, TokenizeShape
-from stockpot.wire.tolerated import CHAT as CHAT_TOLERATED
 
 Serve = Callable[..., AbstractContextManager[httpx2.Client]]
 
 CHAT = "/v1/chat/completions"
 GOOD: dict[str, Any] = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
 JSON = {"content-type": "application/json"}
+PNG = "data:image/png;base64,iVBORw0KGgo="
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +83,7 @@ def test_a_body_of_another_content_type(client: httpx2.Client) -> None:
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "string"),
         ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content", "7"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role", "wizard"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "tool"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", "missing"),
         (
             {"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]},
             "messages[0].tool_calls",
@@ -136,7 +137,7 @@ def test_values_that_do_not_fit(
             "stream_options.include_obfuscation",
         ),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PNG}}]}]},
             "messages[0].content[0].type",
         ),
         (

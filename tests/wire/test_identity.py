@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,20 @@ from pydantic import SecretStr
 from starlette.requests import Request
 
 from stockpot.backends.fake import FakeBackend
+from stockpot.caller import NOBODY, Limits
+from stockpot.clock import VirtualClock
 from stockpot.errors import ConfigurationError, Forbidden, Unauthenticated
+from stockpot.identity.key import new_key, new_key_id
+from stockpot.identity.key_admin import KeyAdmin, NewKey
+from stockpot.identity.memory_keys import MemoryKeyStore
+from stockpot.identity.resolver import Resolver
 from stockpot.requests import ChatRequest, CompletionRequest
 from stockpot.settings import AccessSettings, Settings, TenantSettings, load_settings
 from stockpot.telemetry.metrics import Metrics
-from stockpot.wire.app import create_app
-from stockpot.wire.identity import Identity
+from stockpot.wire.app import application
+from stockpot.wire.identity import Identity, TooManyWrongKeys
+from stockpot.wire.openapi import build_document
+from stockpot.wire.service import Service
 
 Serve = Callable[..., AbstractContextManager[httpx2.Client]]
 
@@ -31,6 +41,12 @@ ACCESS = AccessSettings(
 )
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
 LOCAL = {"host": "127.0.0.1:8000"}
+
+
+class NoTrail:
+    def append(
+        self, actor: str, action: str, target: str, detail: Mapping[str, Any] | None = None
+    ) -> None: ...
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -44,10 +60,10 @@ def request_from(client: str | None, **headers: str) -> Request:
     return Request({"type": "http", "method": "GET", "path": "/", "headers": raw, "client": peer})
 
 
-def test_without_tenants_everybody_is_nobody_in_particular() -> None:
+async def test_without_tenants_everybody_is_nobody_in_particular() -> None:
     identity = Identity(AccessSettings(admin_key=SecretStr(ADMIN)))
-    assert identity.caller(request_from("192.0.2.1")).tenant == ""
-    assert identity.caller(request_from("192.0.2.1", authorization="Bearer whatever")).tenant == ""
+    assert await identity.caller(request_from("192.0.2.1")) is NOBODY
+    assert await identity.caller(request_from("192.0.2.1", authorization="Bearer whatever")) is NOBODY
 
 
 @pytest.mark.parametrize(
@@ -59,8 +75,11 @@ def test_without_tenants_everybody_is_nobody_in_particular() -> None:
         ({"authorization": "Basic abc", "x_api_key": ANN}, "ann"),
     ],
 )
-def test_a_key_tells_the_tenant(headers: dict[str, str], tenant: str) -> None:
-    assert Identity(ACCESS).caller(request_from("192.0.2.1", **headers)).tenant == tenant
+async def test_a_key_tells_the_tenant(headers: dict[str, str], tenant: str) -> None:
+    identity = Identity(ACCESS, teams={"ann": Limits(concurrency=2)})
+    caller = await identity.caller(request_from("192.0.2.1", **headers))
+    assert (caller.tenant, caller.key_id, caller.team) == (tenant, tenant, tenant)
+    assert caller.team_limits == (Limits(concurrency=2) if tenant == "ann" else Limits())
 
 
 @pytest.mark.parametrize(
@@ -72,15 +91,14 @@ def test_a_key_tells_the_tenant(headers: dict[str, str], tenant: str) -> None:
         {"authorization": f"Basic {ANN}"},
         {"authorization": f"Bearer {ANN}x"},
         {"authorization": f"Bearer {ANN[:-1]}"},
-        {"authorization": f"Bearer {ADMIN}"},
         {"authorization": "Bearer naïve"},
         {"authorization": "Bearer wrong", "x_api_key": ANN},
         {"x_api_key": ""},
     ],
 )
-def test_other_keys_are_no_keys(headers: dict[str, str]) -> None:
+async def test_other_keys_are_no_keys(headers: dict[str, str]) -> None:
     with pytest.raises(Unauthenticated) as caught:
-        Identity(ACCESS).caller(request_from("127.0.0.1", **headers))
+        await Identity(ACCESS).caller(request_from("127.0.0.1", **headers))
     assert (caught.value.status, caught.value.code) == (401, "invalid_api_key")
     assert ANN not in str(caught.value)
 
@@ -120,23 +138,26 @@ def test_requests_reach_the_backend_under_their_tenant(serve: Serve) -> None:
     assert backend.tenants == ["ann", "bob", "bob"]
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate Operation ID")  # GET and HEAD of a probe
-def test_every_route_for_tenants_wants_a_key_before_it_reads_a_body(serve: Serve) -> None:
-    backend = FakeBackend()
-    app = create_app(backend, Settings(access=ACCESS), Metrics(backend.engine_stats))
+def test_every_route_but_those_of_probes_wants_a_key_before_it_reads_a_body(serve: Serve) -> None:
     routes = [
-        (method.upper(), path.replace("{model_id}", "fake"))
-        for path, methods in app.openapi()["paths"].items()
-        if path.startswith(("/v1/", "/tokenize"))
+        (method.upper(), re.sub(r"\{[a-z_]+\}", "fake", path))
+        for path, methods in build_document()["paths"].items()
+        if path.startswith(("/v1/", "/tokenize", "/admin/"))
         for method in methods
+        if method in ("get", "post", "delete")
     ]
-    assert {("POST", "/v1/chat/completions"), ("GET", "/v1/models/fake")} < set(routes)
-    with serve(backend, access=ACCESS) as client:
+    assert {("POST", "/v1/chat/completions"), ("GET", "/v1/models/fake"), ("POST", "/admin/keys")} < set(
+        routes
+    )
+    with serve(FakeBackend(), access=ACCESS) as client:
         for method, path in routes:
             response = client.request(method, path, content=b"nonsense")
             assert response.status_code == 401, path
             error = response.json()["error"]
-            assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_api_key")
+            if path.startswith("/v1/messages"):
+                assert error["type"] == "authentication_error"
+            else:
+                assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_api_key"), path
             assert response.headers["www-authenticate"] == "Bearer"
             assert response.headers["x-request-id"]
         for path in ("/health", "/ready", "/metrics"):
@@ -147,9 +168,133 @@ def test_with_an_admin_key_nothing_else_will_do() -> None:
     identity = Identity(ACCESS)
     assert identity.require_admin(request_from("192.0.2.1", **bearer(ADMIN))) == "admin key"
     assert identity.require_admin(request_from("192.0.2.1", x_api_key=ADMIN)) == "admin key"
-    for headers in ({}, bearer(ANN), bearer(ADMIN.upper())):
+    for headers in ({}, bearer(ADMIN.upper())):
         with pytest.raises(Unauthenticated):
             identity.require_admin(request_from("127.0.0.1", **LOCAL, **headers))
+
+
+async def test_administrators_do_not_generate_and_tenants_do_not_administer() -> None:
+    identity = Identity(ACCESS)
+    with pytest.raises(Forbidden, match="administers and does nothing else"):
+        await identity.caller(request_from("192.0.2.1", **bearer(ADMIN)))
+    for administer in (identity.require_admin, identity.administrator):
+        with pytest.raises(Forbidden, match="may not administer"):
+            outcome = administer(request_from("127.0.0.1", **LOCAL, **bearer(ANN)))
+            assert not isinstance(outcome, str)
+            await outcome
+
+
+async def test_thousands_of_wrong_keys_are_refused_before_they_cost_anything() -> None:
+    """Whoever shares the address gets in with a key that was good before; a guess is not told it is right."""
+    clock, store = VirtualClock(1_000.0), MemoryKeyStore()
+    key, text = KeyAdmin(store, NoTrail(), clock).create(NewKey("ci"), actor="t")
+    resolver = Resolver(store, clock)
+    identity = Identity(ACCESS, resolver, clock=clock)
+    good = [request_from("192.0.2.1", **bearer(each)) for each in (text, ANN)]
+    for request in good:
+        await identity.caller(request)
+    refused = 0
+    for number in range(2_000):
+        wrong = new_key(new_key_id()) if number % 2 else f"guess-{number}"
+        try:
+            await identity.caller(request_from("192.0.2.1", **bearer(wrong)))
+        except Unauthenticated:
+            pass
+        except TooManyWrongKeys as error:
+            refused += 1
+            assert (error.status, error.code) == (429, "too_many_wrong_keys")
+            assert error.retry_after_s is not None
+            assert wrong not in str(error)
+    assert refused == 1_980
+    assert store.lookups <= 21
+    clock.advance(2)  # what is known of the key is asked for again
+    assert [(await identity.caller(request)).key_id for request in good] == [key.id, "ann"]
+    for guess in (BOB, ADMIN):
+        with pytest.raises(TooManyWrongKeys):
+            await identity.caller(request_from("192.0.2.1", **bearer(guess)))
+        assert (await identity.caller(request_from("192.0.2.2", **bearer(BOB)))).tenant == "bob"
+    with pytest.raises(TooManyWrongKeys):
+        identity.require_admin(request_from("192.0.2.1", **bearer(ADMIN)))
+    clock.advance(60)
+    assert (await identity.caller(request_from("192.0.2.1", **bearer(BOB)))).tenant == "bob"
+    resolver.close()
+
+
+async def test_virtual_keys_beside_those_of_the_settings() -> None:
+    clock, store = VirtualClock(1_000.0), MemoryKeyStore()
+    admin = KeyAdmin(store, NoTrail(), clock)
+    resolver = Resolver(store, clock)
+    auto = Identity(AccessSettings(), resolver, clock=clock)
+    required = Identity(AccessSettings(keys="required"), resolver, clock=clock)
+    nobody = request_from("192.0.2.1")
+    assert await auto.caller(nobody) is NOBODY
+    with pytest.raises(Unauthenticated, match="needs an API key"):
+        await required.caller(nobody)
+    root, root_text = admin.create(NewKey("root", kind="admin"), actor="t")
+    key, text = admin.create(NewKey("ci", team="search"), actor="t")
+    clock.advance(2)
+    for identity in (auto, required):
+        with pytest.raises(Unauthenticated, match="needs an API key"):
+            await identity.caller(nobody)
+        assert (await identity.caller(request_from("192.0.2.1", x_api_key=text))).key_id == key.id
+        with pytest.raises(Forbidden, match=f"{root.id} is an administrator's"):
+            await identity.caller(request_from("192.0.2.1", **bearer(root_text)))
+        assert await identity.administrator(request_from("192.0.2.1", **bearer(root_text))) == "root"
+        with pytest.raises(Forbidden, match=f"{key.id} may not administer"):
+            await identity.administrator(request_from("127.0.0.1", **LOCAL, **bearer(text)))
+        with pytest.raises(Unauthenticated):
+            await identity.administrator(request_from("127.0.0.1", **LOCAL, **bearer(new_key(root.id))))
+        assert await identity.administrator(request_from("127.0.0.1", **LOCAL)) == "local"
+    admin.revoke(root.id, actor="t")
+    clock.advance(2)
+    with pytest.raises(Unauthenticated, match="revoked"):
+        await auto.administrator(request_from("192.0.2.1", **bearer(root_text)))
+    resolver.close()
+
+
+def test_keys_are_made_and_ended_over_http() -> None:
+    clock, store, trail = VirtualClock(1_000.0), MemoryKeyStore(), NoTrail()
+    backend = FakeBackend()
+    admin = KeyAdmin(store, trail, clock)
+    settings = Settings(access=ACCESS)
+    identity = Identity(settings.access, Resolver(store, clock), clock=clock)
+    metrics = Metrics(backend.engine_stats)
+    transport = httpx2.ASGITransport(
+        application(Service(backend, settings, metrics, clock, identity, keys=admin))
+    )
+
+    async def visit() -> None:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            body = {"name": "ci", "team": "search", "limits": {"usd_per_day": 2}, "expires": "30d"}
+            for headers, status in ((bearer(ANN), 403), ({}, 401), (bearer("x"), 401)):
+                assert (await client.post("/admin/keys", json=body, headers=headers)).status_code == status
+            client.headers.update(bearer(ADMIN))
+            made = await client.post("/admin/keys", json=body)
+            assert made.status_code == 201
+            assert made.headers["cache-control"] == "no-store"
+            key, key_id = made.json()["key"], made.json()["id"]
+            assert (await identity.caller(request_from("192.0.2.1", **bearer(key)))).team == "search"
+            listed = (await client.get("/admin/keys")).json()["keys"]
+            assert [(each["id"], each["state"]) for each in listed] == [(key_id, "active")]
+            assert listed[0]["limits"] == {"usd_per_day": 2.0}
+            assert not {"key", "digest"} & listed[0].keys()
+            rotated = await client.post(f"/admin/keys/{key_id}/rotate", json={"grace": "0s"})
+            assert (rotated.json()["id"], rotated.json()["key"] != key) == (key_id, True)
+            assert (await client.delete(f"/admin/keys/{key_id}")).json()["state"] == "revoked"
+            wrong: Sequence[tuple[str, str, Any, int]] = (
+                ("DELETE", "/admin/keys/nope", None, 404),
+                ("POST", "/admin/keys/nope/rotate", {}, 404),
+                ("POST", f"/admin/keys/{key_id}/rotate", {}, 400),
+                ("POST", "/admin/keys", {"name": ""}, 400),
+                ("POST", "/admin/keys", {"name": "a", "expires": "soon"}, 400),
+                ("POST", "/admin/keys", {"name": "a", "limits": {"concurrency": 1.5}}, 400),
+                ("POST", "/admin/keys", {"name": "a", "models": []}, 400),
+            )
+            for method, path, content, status in wrong:
+                answer = await client.request(method, path, json=content)
+                assert (answer.status_code, bool(answer.json()["error"]["message"])) == (status, True), path
+
+    asyncio.run(visit())
 
 
 @pytest.mark.parametrize("client", ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"])

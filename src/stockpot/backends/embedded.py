@@ -24,6 +24,7 @@ from stockpot.backends.prompt_boundaries import (
     token_boundaries,
 )
 from stockpot.backends.prompt_encoder import PromptEncoder, TokenIds
+from stockpot.backends.refusals import refuse_extras, refuse_tools_and_parts
 from stockpot.clock import Clock, SystemClock
 from stockpot.engine.chat_template import ChatTemplate
 from stockpot.engine.constraint import ConstraintFactory
@@ -175,6 +176,7 @@ class EmbeddedBackend(Backend):
         """Everything that may refuse a request. Does not wait after the engine has it."""
         wanted = request.generation
         self._check_model(wanted.model)
+        refuse_extras(request)
         prompt, boundaries = await self._encode(request)
         constraint = None
         if wanted.output_format.kind != "text":
@@ -234,6 +236,7 @@ class EmbeddedBackend(Backend):
 
     async def _encode(self, request: ChatRequest | CompletionRequest) -> BoundedTokens:
         """The prompt's token ids and its cache boundaries."""
+        refuse_tools_and_parts(request)
         tenant = request.generation.tenant
         if isinstance(request, ChatRequest):
             self._check_size(sum(len(message.content) for message in request.messages), "messages")
@@ -263,6 +266,7 @@ class EmbeddedBackend(Backend):
 
     async def _encode_prefix(self, request: ChatRequest | CompletionRequest) -> TokenIds:
         """The tokens that all prompts have which begin so: of a chat, without what asks for an answer."""
+        refuse_tools_and_parts(request)
         if isinstance(request, ChatRequest):
             parts = self._template.render_parts(
                 request.messages, request.template_arguments, add_generation_prompt=False

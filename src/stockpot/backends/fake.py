@@ -11,7 +11,7 @@ import asyncio
 import re
 import zlib
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from jsonschema.exceptions import SchemaError
 from jsonschema.validators import validator_for
 
 from stockpot.backends.backend import Backend, Health, ModelCard
+from stockpot.backends.refusals import refuse_extras, refuse_tools_and_parts
 from stockpot.engine.reports import EngineStats
 from stockpot.errors import (
     ContextLengthExceeded,
@@ -35,28 +36,36 @@ from stockpot.events import (
     Event,
     Finished,
     FinishReason,
+    Progress,
     Queued,
     Started,
     Timings,
     TokenDetail,
     TokenLogprob,
+    ToolCallDelta,
     Usage,
 )
-from stockpot.requests import ChatRequest, CompletionRequest, Generation
+from stockpot.requests import ChatRequest, CompletionRequest, Generation, Tool
 
 _VOCABULARY_SIZE = 50_000
+_ARGUMENTS = ('{"city":', ' "Paris"}')
 
 
 @dataclass(frozen=True, slots=True)
 class FakeBehaviour:
     """What the fake does. `fail_after_tokens` k: the engine fails when token k of an answer is due (0: before
-    the first); `error_after_tokens` k: the choice ends there with reason `error`."""
+    the first); `error_after_tokens` k: the choice ends there with reason `error`. `prefill_steps` k: the
+    prefill is told in k steps. `accepts_all`: as a remote backend it takes tools, parts that are not text and
+    fields it does not know; a tool is called, always with the same arguments, where the request demands it.
+    """
 
     model: str = "fake"
     context_tokens: int = 4096
     max_running: int = 4
     queue_limit: int = 8
     prefill_delay_s: float = 0.0
+    prefill_steps: int = 0
+    accepts_all: bool = False
     token_delay_s: float = 0.0
     fail_after_tokens: int | None = None
     error_after_tokens: int | None = None
@@ -131,6 +140,8 @@ class FakeBackend(Backend):
     ) -> list[int]:
         del special, tenant
         self._known(model)
+        if isinstance(content, ChatRequest) and not self.behaviour.accepts_all:
+            refuse_tools_and_parts(content)
         return list((content if isinstance(content, str) else _conversation(content)).encode())
 
     async def generate(self, request: ChatRequest | CompletionRequest) -> AsyncGenerator[Event]:
@@ -148,6 +159,8 @@ class FakeBackend(Backend):
                     started_s = loop.time()
                     cached = self._recall(prompt)
                     yield Started(len(prompt), cached, started_s - arrived_s)
+                    for progress in self._prefill(len(prompt) - sum(cached.values())):
+                        yield progress
                     await self._pause(self.behaviour.prefill_delay_s)
                     first_s: float | None = None
                     produced = 0
@@ -176,6 +189,12 @@ class FakeBackend(Backend):
         if isinstance(request, CompletionRequest) and request.echo:
             for choice in range(generation.choices):
                 yield Delta(choice, _text_of(prompt))
+        if called := _demanded(request):
+            for choice in range(generation.choices):
+                for event in _calling(called, choice):
+                    await self._pause(self.behaviour.token_delay_s)
+                    yield event
+            return
         words, reason = self._script(request, room=self.behaviour.context_tokens - len(prompt))
         for index, word in enumerate(words):
             if index == self.behaviour.fail_after_tokens:
@@ -228,6 +247,9 @@ class FakeBackend(Backend):
         """The prompt's tokens, of a request that may come in."""
         generation = request.generation
         self._known(generation.model)
+        if not self.behaviour.accepts_all:
+            refuse_extras(request)
+            refuse_tools_and_parts(request)
         if not self._accepts:
             raise ShuttingDown("The server is shutting down; try another.", retry_after_s=5.0)
         _check_schema(generation)
@@ -263,6 +285,11 @@ class FakeBackend(Backend):
         self._computed += len(prompt) - best
         return {"context": 0, "ram": best}
 
+    def _prefill(self, tokens: int) -> Iterator[Progress]:
+        """The steps of a prefill of so many tokens."""
+        steps = self.behaviour.prefill_steps
+        return (Progress(tokens * step // steps, tokens) for step in range(1, steps + 1))
+
     async def _pause(self, seconds: float) -> None:
         """Wait as a model would; an abort cuts it short. Always lets others run."""
         await asyncio.sleep(0)
@@ -275,6 +302,24 @@ class FakeBackend(Backend):
 
 def _conversation(request: ChatRequest) -> str:
     return "".join(f"<{message.role}>{message.content}\n" for message in request.messages)
+
+
+def _demanded(request: ChatRequest | CompletionRequest) -> Tool | None:
+    """The tool that must be called."""
+    if isinstance(request, CompletionRequest) or request.tool_choice is None:
+        return None
+    choice = request.tool_choice
+    named = (tool for tool in request.tools if choice.mode == "required" or tool.name == choice.name)
+    return next(named, None) if choice.mode in ("required", "named") else None
+
+
+def _calling(tool: Tool, choice: int) -> Iterator[Delta | Finished]:
+    """A call, in the pieces servers tell it in: first whose, then the arguments bit by bit."""
+    yield Delta(choice, "", (_token(tool.name),), tool_calls=(ToolCallDelta(0, f"call_{choice}", tool.name),))
+    for piece in _ARGUMENTS:
+        call = ToolCallDelta(0, arguments=piece)
+        yield Delta(choice, "", (_token(piece),), tool_calls=(call,))
+    yield Finished(choice, "tool_calls")
 
 
 def _text_of(tokens: Sequence[int]) -> str:

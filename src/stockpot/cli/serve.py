@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from stockpot.runtime import Runtime
+    from stockpot.serving import Serving
     from stockpot.settings import Settings
     from stockpot.telemetry.logs import LogLevel
 
@@ -84,8 +85,6 @@ def register(app: typer.Typer) -> None:
         Settings come from the TOML file, then from STOCKPOT_<SECTION>__<NAME> in the environment, then from
         these options.
         """
-        from stockpot.settings import load_settings
-
         overrides = _sections(
             server={"host": host, "port": port},
             model={"source": model},
@@ -96,7 +95,7 @@ def register(app: typer.Typer) -> None:
                 **_sections(disk={"capacity_bytes": _gib(disk_gib)}, redis={"url": redis}),
             },
         )
-        _serve(load_settings(config, **overrides), _log_level(log_level))
+        _serve(config, overrides, _log_level(log_level))
 
 
 def _sections(**sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -123,64 +122,81 @@ def _log_level(name: str) -> LogLevel:
             )
 
 
-def _serve(settings: Settings, log_level: LogLevel) -> None:
+def _serve(config: Path | None, overrides: dict[str, Any], log_level: LogLevel) -> None:
     """Listen, load, serve, drain."""
     import uvloop
     from rich.console import Console
 
     from stockpot.cli.progress import terminal_progress
     from stockpot.runtime import open_runtime
+    from stockpot.settings import load_settings
     from stockpot.telemetry.logs import configure_logging
     from stockpot.wire.server import listen
 
+    settings = load_settings(config, **overrides)
     configure_logging(log_level)
     # After each decode the engine's thread must have the interpreter back quickly; Python's default lets the
     # event loop keep it for 5 ms, several times a decode step of a small model. Concerns the whole process,
     # so it is set here and nowhere in the library.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     console = Console()
-    with listen(settings.server.host, settings.server.port) as listener:
-        with terminal_progress(Console(stderr=True)) as progress:
-            runtime = open_runtime(settings, progress=progress)
-        with closing(runtime):
-            uvloop.run(_run(runtime, settings, listener, console))
+    with listen(settings.server.host, settings.server.port) as listener, ExitStack() as stack:
+        runtime = None
+        if settings.engine.enabled:
+            with terminal_progress(Console(stderr=True)) as progress:
+                runtime = stack.enter_context(closing(open_runtime(settings, progress=progress)))
+        uvloop.run(_run(runtime, settings, listener, console))
 
 
-async def _run(runtime: Runtime, settings: Settings, listener: socket.socket, console: Console) -> None:
-    """Start the backend, serve until a signal, stop the backend."""
+async def _run(
+    runtime: Runtime | None, settings: Settings, listener: socket.socket, console: Console
+) -> None:
+    """Put the server together, serve until a signal, take it apart."""
+    from stockpot.clock import SystemClock
+    from stockpot.serving import open_serving
     from stockpot.telemetry.metrics import Metrics
-    from stockpot.wire.app import create_app
+    from stockpot.wire.app import application
     from stockpot.wire.server import Server
+    from stockpot.wire.service import Service
 
-    metrics = Metrics(runtime.engine_stats)
-    runtime.observers.append(metrics)
-    backend = runtime.backend
-    await backend.start()
+    clock = SystemClock()
+    serving = open_serving(settings, runtime.backend if runtime else None, clock=clock)
+    metrics = Metrics(runtime.engine_stats if runtime else None)
+    if runtime is not None:
+        runtime.observers.append(metrics)
     try:
-        server = Server(create_app(backend, settings, metrics), backend, drain_s=settings.server.drain_s)
-        _print_banner(runtime, settings.server.host, listener.getsockname()[1], console)
+        await serving.start()
+        service = Service(
+            serving.gateway, settings, metrics, clock, serving.identity, serving.accounts, serving.keys
+        )
+        server = Server(application(service), serving, drain_s=settings.server.drain_s)
+        _print_banner(runtime, serving, settings.server.host, listener.getsockname()[1], console)
         await server.serve([listener])
     finally:
-        # Idempotent: after a drain there is nothing left to end.
-        await backend.stop(drain=False)
+        # Harmless a second time: after a drain there is nothing left to end.
+        await serving.stop(drain=False)
     console.print("Stopped.")
 
 
-def _print_banner(runtime: Runtime, host: str, port: int, console: Console) -> None:
+def _print_banner(runtime: Runtime | None, serving: Serving, host: str, port: int, console: Console) -> None:
     """Address, facts, and a first request to copy. The fact `hint` is a sentence and comes last."""
     from rich.table import Table
     from rich.text import Text
 
     shown_host = f"[{host}]" if ":" in host else host
     url = f"http://{shown_host}:{port}"
-    facts = dict(runtime.banner_facts())
+    facts = dict(runtime.banner_facts()) if runtime is not None else {}
+    remote = [f"{name} ({each.url})" for name, each in serving.settings.backends.items()]
+    if remote:
+        facts = {"backends": ", ".join(remote), **facts}
     hint = facts.pop("hint", None)
     table = Table.grid(padding=(0, 2))
     for name, value in {"url": f"{url}/v1", **facts}.items():
         table.add_row(Text(name, style="dim"), Text(value))
     console.print(Text("Stockpot is ready.", style="bold green"))
     console.print(table)
-    model = runtime.backend.models()[0].id
+    models = serving.gateway.models()
+    model = models[0].id if models else "MODEL"
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     example = f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
     console.print(Text("try: " + example), soft_wrap=True)

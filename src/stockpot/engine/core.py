@@ -280,8 +280,8 @@ class EngineCore:
                 return logits, work
 
     def _report_progress(self, work: list[Work]) -> None:
-        """Tell those who wait how far they are: prompts that need another step, and, where a request has left,
-        all that have not started how many stand before them."""
+        """Tell those who wait how far they are: prompts that need another step, and, where a request has
+        left, all that have not started how many stand before them."""
         for each in work:
             sequence = each.sequence
             if not each.last and not sequence.generated and sequence.choice == 0 and sequence.admissions == 1:

@@ -11,6 +11,7 @@ from stockpot.events import Completed, Delta, Event, Finished
 from stockpot.gateway.journey import Journey
 from stockpot.records import Attempt, CacheOutcome, Cost, Operation, RequestRecord
 from stockpot.requests import AnyRequest, ChatRequest, EmbeddingRequest
+from stockpot.routing.member import Member
 
 
 class Pricing(Protocol):
@@ -19,7 +20,7 @@ class Pricing(Protocol):
     def cost(self, attempt: Attempt) -> Cost: ...
 
     def upper_bound(
-        self, backend: str, model: str, prompt_tokens: int, completion_tokens: int, *, held_s: float = 0.0
+        self, member: Member, model: str, prompt_tokens: int, completion_tokens: int, *, held_s: float = 0.0
     ) -> int:
         """Billionths of a dollar that an attempt costs at most on this backend in `held_s` seconds."""
         ...
@@ -77,11 +78,12 @@ class Account:
 
     @property
     def cost(self) -> Cost:
-        """The sum over all attempts; its source is that of the last one that cost something."""
-        costs = [attempt.cost for attempt in self.journey.attempts]
-        source = next((cost.source for cost in reversed(costs) if cost.nanousd), None)
-        source = source or (costs[-1].source if costs else "none")
-        return Cost(sum(cost.nanousd for cost in costs), source)
+        """The sum over all attempts. Its source is `unknown` where one of them has no price, else that of the
+        last one that cost something."""
+        used = [each.cost for each in self.journey.attempts if each.prompt_tokens or each.completion_tokens]
+        sources = [cost.source for cost in used] or ["none"]
+        source = "unknown" if "unknown" in sources else sources[-1]
+        return Cost(sum(cost.nanousd for cost in used), source)
 
     def record(self) -> RequestRecord:
         """The request as it is now that it is over."""

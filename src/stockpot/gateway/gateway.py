@@ -11,14 +11,14 @@ from typing import Any, TypeVar, cast
 from stockpot.allowances.allowance import NOTHING_HELD, Allowances, Claim, Hold, Spent
 from stockpot.backends.backend import Backend, Health, Load, ModelCard
 from stockpot.backends.cache_admin import CacheAdmin
-from stockpot.caller import Caller, Limits
+from stockpot.caller import Limits
 from stockpot.clock import Clock
 from stockpot.errors import ShuttingDown, UnknownModel, UnsupportedField
 from stockpot.events import Completed, Delivery, Event
 from stockpot.gateway.account import Account, Pricing
 from stockpot.gateway.bounds import completion_bound_tokens, prompt_bound_tokens, with_output_bound
 from stockpot.gateway.executor import Executor
-from stockpot.gateway.guarding import Guarding
+from stockpot.gateway.guarding import Guarding, no_guards
 from stockpot.gateway.journey import Journey
 from stockpot.gateway.spans import RequestSpan, Spans
 from stockpot.records import RecordObserver
@@ -47,7 +47,6 @@ class Course:
     router: Router
     guards: Guarding
     pricing: Pricing
-    team_limits: Mapping[str, Limits]
     allowances: AllowanceSettings
 
 
@@ -97,8 +96,19 @@ class Gateway(Backend):
         if self._settling:
             await asyncio.wait(set(self._settling))
 
-    async def generate(self, request: ChatRequest | CompletionRequest) -> AsyncGenerator[Event]:
-        course, account = self._course, Account(request, Journey(self._clock.monotonic()), self._clock)
+    def observe_with(self, observers: Sequence[RecordObserver]) -> None:
+        """These are told of every request too."""
+        self._observers += tuple(observers)
+
+    def generate(self, request: ChatRequest | CompletionRequest) -> AsyncGenerator[Event]:
+        return self._run(self._course, request)
+
+    def unguarded(self, request: ChatRequest) -> AsyncGenerator[Event]:
+        """For guards, which ask models themselves: the same way, but for the guards."""
+        return self._run(replace(self._course, guards=no_guards()), request)
+
+    async def _run(self, course: Course, request: GenerationRequest) -> AsyncGenerator[Event]:
+        account = Account(request, Journey(self._clock.monotonic()), self._clock)
         span = self._begin(request)
         hold = NOTHING_HELD
         try:
@@ -162,9 +172,9 @@ class Gateway(Backend):
     async def _admit(self, course: Course, request: R, plan: RoutePlan, journey: Journey) -> tuple[R, Hold]:
         """Reserve, then look at the input. What is raised here has cost nothing."""
         hold = NOTHING_HELD
-        caller = self._with_team(course, request.generation.caller)
+        caller = request.generation.caller
         if caller.limits or caller.team_limits:
-            request, claim = self._claim(course, request, plan, caller, journey)
+            request, claim = self._claim(course, request, plan, journey)
             hold = await self._allowances.reserve(caller, claim)
         try:
             return cast(R, await course.guards.check_input(request, journey.notices)), hold
@@ -172,17 +182,10 @@ class Gateway(Backend):
             self._settle(hold, Spent(0, 0))
             raise
 
-    def _with_team(self, course: Course, caller: Caller) -> Caller:
-        limits = course.team_limits.get(caller.team)
-        return caller if limits is None else replace(caller, team_limits=limits)
-
-    def _claim(
-        self, course: Course, request: R, plan: RoutePlan, caller: Caller, journey: Journey
-    ) -> tuple[R, Claim]:
+    def _claim(self, course: Course, request: R, plan: RoutePlan, journey: Journey) -> tuple[R, Claim]:
         settings = course.allowances
-        generation = replace(request.generation, caller=caller)
-        request = cast(R, replace(request, generation=generation))
-        limits = (caller.limits, caller.team_limits)
+        generation = request.generation
+        limits = (generation.caller.limits, generation.caller.team_limits)
         if not isinstance(request, EmbeddingRequest) and any(map(_counts_tokens, limits)):
             request = cast(R, with_output_bound(request, settings.output_tokens_assumed, journey.notices))
         prompt = prompt_bound_tokens(request, settings.bytes_per_token)
@@ -200,9 +203,7 @@ class Gateway(Backend):
         def dearest(model: str) -> int:
             return max(
                 (
-                    course.pricing.upper_bound(
-                        member.name, model, prompt_tokens, output_tokens, held_s=held_s
-                    )
+                    course.pricing.upper_bound(member, model, prompt_tokens, output_tokens, held_s=held_s)
                     for member in course.members
                     if member.serves(model)
                 ),

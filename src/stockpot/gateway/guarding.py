@@ -1,4 +1,4 @@
-"""The seam to guards: what looks at a request before the model does, and at the answer before the client does."""
+"""The seam to guards: they look at a request before the model does, at an answer before the client does."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Metrics(Collector):
     `stats` gives the engine's snapshot; it is called once a scrape.
     """
 
-    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+    def __init__(self, stats: Callable[[], EngineStats] | None) -> None:
         self._stats = stats
         self._ttft_s = Histogram(_LATENCY_S)
         self._inter_token_s = Histogram(_STEP_S)
@@ -83,9 +83,10 @@ class Metrics(Collector):
     def collect(self) -> Iterable[Metric]:
         """All families but the process's."""
         yield gauge("build_info", "The version that runs.", ("version",), [((__version__,), 1)])
-        stats = self._stats()
-        yield from self._engine_families(stats)
-        yield from self._cache.families(stats)
+        if self._stats is not None:
+            stats = self._stats()
+            yield from self._engine_families(stats)
+            yield from self._cache.families(stats)
         yield from self._event_families()
         yield from self._http_families()
 

@@ -13,7 +13,18 @@ from stockpot.clock import Clock, SystemClock
 from stockpot.errors import StockpotError
 from stockpot.settings import Settings
 from stockpot.telemetry.metrics import Metrics
-from stockpot.wire import routes_cache, routes_generation, routes_models, routes_operation
+from stockpot.wire import (
+    openapi,
+    routes_accounts,
+    routes_anthropic,
+    routes_cache,
+    routes_embeddings,
+    routes_generation,
+    routes_keys,
+    routes_models,
+    routes_operation,
+    routes_responses,
+)
 from stockpot.wire.edge import Edge
 from stockpot.wire.errors import on_http_exception, on_stockpot_error
 from stockpot.wire.identity import Identity
@@ -23,20 +34,35 @@ from stockpot.wire.service import Service
 def create_app(
     backend: Backend, settings: Settings, metrics: Metrics, *, clock: Clock | None = None
 ) -> FastAPI:
-    """The application over a backend that somebody else starts and stops."""
+    """The application over a backend that somebody else starts and stops, without accounts."""
     clock = clock or SystemClock()
-    service = Service(backend, settings, metrics, clock, Identity(settings.access))
-    # Bodies are read and checked by `body`, not declared to FastAPI, so a generated OpenAPI document would be
-    # wrong: there is none.
+    return application(Service(backend, settings, metrics, clock, Identity(settings.access, clock=clock)))
+
+
+def application(service: Service) -> FastAPI:
+    """The application over parts that somebody else starts and stops."""
+    # Bodies are read and checked by `body`, not declared to FastAPI: its own OpenAPI document would be wrong,
+    # `openapi` writes ours.
     app = FastAPI(
         title="Stockpot", version=__version__, openapi_url=None, docs_url=None, redirect_slashes=False
     )
-    for part in (routes_generation, routes_models, routes_operation, routes_cache):
+    for part in (
+        routes_generation,
+        routes_anthropic,
+        routes_responses,
+        routes_embeddings,
+        routes_models,
+        routes_accounts,
+        routes_keys,
+        routes_cache,
+        routes_operation,
+        openapi,
+    ):
         app.include_router(part.router(service))
     app.add_exception_handler(StockpotError, on_stockpot_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
-    app.add_middleware(Edge, metrics=metrics, clock=clock)
+    app.add_middleware(Edge, metrics=service.metrics, clock=service.clock)
     return app
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
@@ -12,13 +13,19 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
+from stockpot.backends.refusals import Tolerated, without_tolerated
 from stockpot.errors import BodyTooLarge, BodyTooSlow, RequestError
 from stockpot.settings import ServerSettings
-from stockpot.wire.tolerated import MESSAGE, STREAM_OPTIONS, Tolerated, without_tolerated
+from stockpot.wire.tolerated import LEGACY, MESSAGE, STREAM_OPTIONS
 
 _MESSAGE_FIELDS = frozenset({"role", "content", "name", "cache_control"})
-_STREAM_OPTIONS_FIELDS = frozenset({"include_usage"})
+_FIELDS_OF_ROLE: Mapping[Any, frozenset[str]] = {
+    "assistant": _MESSAGE_FIELDS | {"tool_calls"},
+    "tool": _MESSAGE_FIELDS | {"tool_call_id"},
+}
+_STREAM_OPTIONS_FIELDS = frozenset({"include_usage", "include_progress"})
 _SHOWN_CHARACTERS = 60
+_PLAUSIBLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -27,16 +34,46 @@ async def read_shape(
     request: Request, shape: type[S], tolerated: Mapping[str, Tolerated], server: ServerSettings
 ) -> S:
     """The request's body as a `shape`. Raises RequestError for everything that is wrong with it."""
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    honoured = frozenset(field.alias or name for name, field in shape.model_fields.items())
+    return shape_of(without_tolerated(await read_fields(request, server), honoured, tolerated), shape)
+
+
+async def read_extensible(
+    request: Request, shape: type[S], server: ServerSettings
+) -> tuple[S, dict[str, Any]]:
+    """The request's body as a `shape`, and the fields that are not part of it: a backend may know them.
+    Raises RequestError for everything else that is wrong."""
+    fields = await read_fields(request, server)
+    known = shape.model_fields
+    extras: dict[str, Any] = {}
+    if not known.keys() >= fields.keys():
+        for name in [name for name in fields if name not in known]:
+            value = fields.pop(name)
+            # What is no name of a field, or goes by another name now, is refused; see `tolerated`.
+            if name in LEGACY or not _PLAUSIBLE_NAME.fullmatch(name):
+                without_tolerated({name: value}, frozenset(), LEGACY)
+            else:
+                extras[name] = value
+    return shape_of(fields, shape), extras
+
+
+async def read_fields(request: Request, server: ServerSettings) -> dict[str, Any]:
+    """The request's body as a JSON object. Raises RequestError where it is none."""
+    content_type = request.headers.get("content-type", "")
     # Browsers send other types across origins without asking; requiring this one keeps strange pages out.
-    if content_type != "application/json":
+    if (
+        content_type != "application/json"
+        and content_type.partition(";")[0].strip().lower() != "application/json"
+    ):
         raise RequestError(
             f"The body has the content type {_shown(content_type)}; send 'Content-Type: application/json'.",
             code="unsupported_content_type",
         )
-    fields = _decoded(await _read(request, server))
-    honoured = frozenset(field.alias or name for name, field in shape.model_fields.items())
-    fields = without_tolerated(fields, honoured, tolerated)
+    return _decoded(await _read(request, server))
+
+
+def shape_of(fields: dict[str, Any], shape: type[S]) -> S:
+    """`fields` as a `shape`. Raises RequestError for the first that does not fit."""
     _tidy_nested(fields)
     try:
         return shape.model_validate(fields)
@@ -99,14 +136,26 @@ def _tidy_nested(fields: dict[str, Any]) -> None:
         entries = cast(list[Any], messages)
         for index, entry in enumerate(entries):
             if isinstance(entry, dict) and not _MESSAGE_FIELDS.issuperset(cast(dict[str, Any], entry)):
-                entries[index] = without_tolerated(
-                    cast(dict[str, Any], entry), _MESSAGE_FIELDS, MESSAGE, f"messages[{index}]"
-                )
+                entries[index] = _tidy_message(cast(dict[str, Any], entry), f"messages[{index}]")
     options = fields.get("stream_options")
     if isinstance(options, dict):
         fields["stream_options"] = without_tolerated(
             cast(dict[str, Any], options), _STREAM_OPTIONS_FIELDS, STREAM_OPTIONS, "stream_options"
         )
+
+
+def _tidy_message(message: dict[str, Any], path: str) -> dict[str, Any]:
+    """A message without what makes no difference in it; a turn of the model that has no text of its own
+    (it called tools, or refused) gets one."""
+    role = message.get("role")
+    if role == "assistant" and message.get("content") is None:
+        refusal = message.get("refusal")
+        if isinstance(refusal, str):
+            message = {**message, "content": refusal, "refusal": None}
+        elif message.get("tool_calls"):
+            message = {**message, "content": ""}
+    known = _FIELDS_OF_ROLE.get(role if isinstance(role, str) else None, _MESSAGE_FIELDS)
+    return without_tolerated(message, known, MESSAGE, path)
 
 
 def _refusal(error: ErrorDetails, shape: type[BaseModel]) -> RequestError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from stockpot.events import Completed, Delta, Finished, FinishReason, TokenDetail, TokenLogprob
+from stockpot.events import Completed, Delta, Finished, FinishReason, TokenDetail, TokenLogprob, ToolCallDelta
 from stockpot.wire.delivery import Collector, Narrator
 from stockpot.wire.sse import Framer
 from stockpot.wire.usage import Extension, UsageBody, extension_of, usage_of
@@ -40,11 +41,28 @@ class Logprobs(msgspec.Struct, frozen=True):
     refusal: None = None
 
 
-class ChatMessage(msgspec.Struct, frozen=True, tag_field="role", tag="assistant"):
-    """The answer."""
+class CalledFunction(msgspec.Struct, frozen=True):
+    """`arguments` is JSON text, as the model wrote it."""
 
-    content: str
-    refusal: None = None
+    name: str
+    arguments: str
+
+
+class ToolCallBody(msgspec.Struct, frozen=True):
+    """A call of a tool the model asks for."""
+
+    id: str
+    function: CalledFunction
+    type: str = "function"
+
+
+class ChatMessage(msgspec.Struct, frozen=True, tag_field="role", tag="assistant"):
+    """The answer. `content` is null where the model did something else than to speak."""
+
+    content: str | None
+    refusal: str | None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallBody] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
@@ -67,11 +85,30 @@ class ChatCompletion(msgspec.Struct, frozen=True, tag_field="object", tag="chat.
     stockpot: Extension
 
 
+class FunctionPiece(msgspec.Struct, frozen=True):
+    """The name once; `arguments` in pieces."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class ToolCallPiece(msgspec.Struct, frozen=True):
+    """What is new of call `index`; `id` and `type` once, in its first piece."""
+
+    index: int
+    function: FunctionPiece
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+
+
 class ChunkDelta(msgspec.Struct, frozen=True):
     """What is new; the role once, in the first chunk of a choice."""
 
     role: str | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    refusal: str | UnsetType = UNSET
+    tool_calls: list[ToolCallPiece] | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):
@@ -94,32 +131,79 @@ class ChatChunk(msgspec.Struct, frozen=True, tag_field="object", tag="chat.compl
     stockpot: Extension | UnsetType = UNSET
 
 
+@dataclass(slots=True)
+class _Call:
+    id: str = ""
+    name: str = ""
+    arguments: list[str] = field(default_factory=list[str])
+
+
+class _Gathered:
+    """One choice, as far as it has come."""
+
+    __slots__ = ("calls", "entries", "reason", "reasoning", "refusal", "texts")
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.reasoning: list[str] = []
+        self.refusal: list[str] = []
+        self.calls: dict[int, _Call] = {}
+        self.entries: list[TokenEntry] = []
+        self.reason: FinishReason = "stop"
+
+    def take(self, event: Delta) -> None:
+        if event.text:
+            self.texts.append(event.text)
+        if event.reasoning:
+            self.reasoning.append(event.reasoning)
+        if event.refusal:
+            self.refusal.append(event.refusal)
+        for piece in event.tool_calls:
+            call = self.calls.setdefault(piece.index, _Call())
+            call.id = piece.id or call.id
+            call.name = piece.name or call.name
+            call.arguments.append(piece.arguments)
+
+    def message(self) -> ChatMessage:
+        calls = [
+            ToolCallBody(call.id, CalledFunction(call.name, "".join(call.arguments)))
+            for _, call in sorted(self.calls.items())
+        ]
+        text = "".join(self.texts)
+        return ChatMessage(
+            content=text if text or not (calls or self.refusal) else None,
+            refusal="".join(self.refusal) or None,
+            reasoning_content="".join(self.reasoning) or UNSET,
+            tool_calls=calls or UNSET,
+        )
+
+
 class ChatCollector(Collector):
     """Makes one ChatCompletion."""
 
     def __init__(self, *, id: str, created: int, model: str, choices: int, logprobs: bool) -> None:
         self._id, self._created, self._model = id, created, model
-        self._texts: list[list[str]] = [[] for _ in range(choices)]
-        self._entries: list[list[TokenEntry]] | None = [[] for _ in range(choices)] if logprobs else None
-        self._reasons: list[FinishReason] = ["stop"] * choices
+        self._choices = [_Gathered() for _ in range(choices)]
+        self._logprobs = logprobs
 
     def delta(self, event: Delta) -> None:
-        self._texts[event.choice].append(event.text)
-        if self._entries is not None:
-            self._entries[event.choice].extend(_entries(event.details))
+        choice = self._choices[event.choice]
+        choice.take(event)
+        if self._logprobs and event.details:
+            choice.entries.extend(_entries(event.details))
 
     def finished(self, event: Finished) -> None:
-        self._reasons[event.choice] = event.reason
+        self._choices[event.choice].reason = event.reason
 
     def answer(self, event: Completed) -> ChatCompletion:
         choices = [
             ChatChoice(
                 index=index,
-                message=ChatMessage("".join(texts)),
-                logprobs=None if self._entries is None else Logprobs(self._entries[index]),
-                finish_reason=reason,
+                message=choice.message(),
+                logprobs=Logprobs(choice.entries) if self._logprobs else None,
+                finish_reason=choice.reason,
             )
-            for index, (texts, reason) in enumerate(zip(self._texts, self._reasons, strict=True))
+            for index, choice in enumerate(self._choices)
         ]
         return ChatCompletion(
             self._id, self._created, self._model, choices, usage_of(event), extension_of(event)
@@ -136,11 +220,17 @@ class ChatNarrator(Narrator):
         self._framer = Framer()
 
     def delta(self, event: Delta) -> bytes:
-        if not event.text and not event.details:
+        # Nearly all chunks of nearly all streams are text alone.
+        if event.text and not (event.reasoning or event.refusal or event.tool_calls):
+            new = ChunkDelta(content=event.text)
+        elif event.details or event.reasoning or event.refusal or event.tool_calls:
+            new = _new(event)
+        else:
             return b""
         logprobs = Logprobs(list(_entries(event.details))) if event.details else None
-        new = self._chunk(ChunkChoice(event.choice, ChunkDelta(content=event.text), logprobs))
-        return self._introduction(event.choice) + new
+        speaks = not (event.tool_calls or event.refusal) or bool(event.text)
+        chunk = self._chunk(ChunkChoice(event.choice, new, logprobs))
+        return self._introduction(event.choice, speaks=speaks) + chunk
 
     def finished(self, event: Finished) -> bytes:
         end = ChunkChoice(event.choice, ChunkDelta(), finish_reason=event.reason)
@@ -153,14 +243,36 @@ class ChatNarrator(Narrator):
             ChatChunk(self._id, self._created, self._model, [], usage_of(event), extension_of(event))
         )
 
-    def _introduction(self, choice: int) -> bytes:
+    def _introduction(self, choice: int, *, speaks: bool = True) -> bytes:
         if choice in self._introduced:
             return b""
         self._introduced.add(choice)
-        return self._chunk(ChunkChoice(choice, ChunkDelta(role="assistant", content="")))
+        content = "" if speaks else None
+        return self._chunk(ChunkChoice(choice, ChunkDelta(role="assistant", content=content)))
 
     def _chunk(self, choice: ChunkChoice) -> bytes:
         return self._framer.event(ChatChunk(self._id, self._created, self._model, [choice], self._usage))
+
+
+def _new(event: Delta) -> ChunkDelta:
+    """All that a delta brings; a delta of log probabilities alone has an empty text."""
+    others = event.reasoning or event.refusal or event.tool_calls
+    return ChunkDelta(
+        content=event.text if event.text or not others else UNSET,
+        reasoning_content=event.reasoning or UNSET,
+        refusal=event.refusal or UNSET,
+        tool_calls=[_piece(piece) for piece in event.tool_calls] or UNSET,
+    )
+
+
+def _piece(piece: ToolCallDelta) -> ToolCallPiece:
+    first = piece.id is not None
+    return ToolCallPiece(
+        piece.index,
+        FunctionPiece(piece.arguments, UNSET if piece.name is None else piece.name),
+        piece.id if piece.id is not None else UNSET,
+        "function" if first else UNSET,
+    )
 
 
 def _entries(details: Iterable[TokenDetail]) -> Iterable[TokenEntry]:

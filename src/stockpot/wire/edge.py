@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stockpot.clock import Clock
 from stockpot.telemetry.metrics import Metrics
-from stockpot.wire.errors import internal_error, json_response
+from stockpot.wire.errors import internal_failure
 
 _LOG = logging.getLogger(__name__)
 _REQUEST_ID = b"x-request-id"
@@ -57,7 +57,7 @@ class Edge:
             _LOG.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
             if started:
                 raise  # the server closes the connection: the client sees that the answer is not whole
-            await json_response(internal_error(request_id), status=500)(scope, receive, send_marked)
+            await internal_failure(scope["path"], request_id)(scope, receive, send_marked)
         finally:
             elapsed_s = self._clock.monotonic() - started_s
             self._metrics.observe_http(_route(scope), scope["method"], status, elapsed_s)

@@ -10,6 +10,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from stockpot.errors import (
     DeadlineExceeded,
@@ -18,12 +19,21 @@ from stockpot.errors import (
     ShuttingDown,
     StockpotError,
     Unauthenticated,
+    UpstreamError,
 )
 from stockpot.events import Finished
+from stockpot.requests import Dialect
 
 _DEFAULT_RETRY_AFTER_S = 1.0
 _RETRYABLE = frozenset({429, 503})
-_TYPES: Mapping[int, str] = {403: "permission_error", 408: "timeout_error", 429: "rate_limit_error"}
+_TYPES: Mapping[int, str] = {
+    402: "insufficient_quota",
+    403: "permission_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+    504: "timeout_error",
+}
+_ANTHROPIC_PATHS = "/v1/messages"
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
@@ -45,17 +55,30 @@ class GenerationFailed(StockpotError):
     """A choice ended with an error of its own; the server is well."""
 
 
+def dialect_of(path: str) -> Dialect:
+    """Whose words the clients of a route know."""
+    return "anthropic" if path.startswith(_ANTHROPIC_PATHS) else "openai"
+
+
 def body_of(error: StockpotError) -> ErrorBody:
-    """What the client is told. The words of an error that is neither the request's nor the engine's may
+    """What the client is told. The words of an error that is neither the request's nor a backend's may
     speak of files and machines: they stay in the log."""
-    status = error.status
-    if isinstance(error, RequestError):
-        return ErrorBody(ErrorDetail(str(error), _type(status), error.param, error.code))
+    if isinstance(error, RequestError | UpstreamError):
+        return ErrorBody(ErrorDetail(str(error), _type(error.status), error.param, error.code))
     if isinstance(error, GenerationFailed):
-        return ErrorBody(ErrorDetail(str(error), _type(status), None, "generation_failed"))
+        return ErrorBody(ErrorDetail(str(error), _type(error.status), None, "generation_failed"))
     if isinstance(error, EngineFailed):
-        return ErrorBody(ErrorDetail(str(error), _type(status), None, "engine_failed"))
+        return ErrorBody(ErrorDetail(str(error), _type(error.status), None, "engine_failed"))
     return internal_error(None)
+
+
+def body_in(error: StockpotError, dialect: Dialect, request_id: str | None = None) -> Any:
+    """`body_of` in the words of a dialect, encodable by msgspec."""
+    if dialect == "openai":
+        return body_of(error)
+    from stockpot.wire.anthropic_errors import anthropic_body  # which builds on this module
+
+    return anthropic_body(error, request_id)
 
 
 def internal_error(request_id: str | None) -> ErrorBody:
@@ -66,18 +89,32 @@ def internal_error(request_id: str | None) -> ErrorBody:
     )
 
 
-def respond(error: StockpotError) -> Response:
-    """The error as a response; 429 and 503 say when to come back."""
+def error_event(error: StockpotError, dialect: Dialect) -> bytes:
+    """The SSE event that tells of an error inside a stream, and ends it."""
+    if dialect == "openai":
+        return b"data: " + msgspec.json.encode(body_of(error)) + b"\n\n"
+    from stockpot.wire import anthropic_errors  # which builds on this module
+
+    return anthropic_errors.error_event(error)
+
+
+def request_id_in(scope: Scope) -> str | None:
+    """The id of the request, where the edge gave it one."""
+    return scope.get("state", {}).get("request_id")
+
+
+def respond(error: StockpotError, dialect: Dialect = "openai", *, request_id: str | None = None) -> Response:
+    """The error as a response; what may pass says when to come back."""
     headers: dict[str, str] = {}
-    if error.status in _RETRYABLE:
-        wanted = error.retry_after_s if isinstance(error, RequestError) else None
+    wanted = error.retry_after_s if isinstance(error, RequestError | UpstreamError) else None
+    if wanted is not None or error.status in _RETRYABLE:
         headers["retry-after"] = str(max(1, math.ceil(wanted or _DEFAULT_RETRY_AFTER_S)))
     if isinstance(error, Unauthenticated):
         headers["www-authenticate"] = "Bearer"  # RFC 9110, 11.6.1: a 401 says how to authenticate
     if isinstance(error, DeadlineExceeded):
         # The official clients retry 408; the same deadline would pass again.
         headers["x-should-retry"] = "false"
-    return json_response(body_of(error), status=error.status, headers=headers)
+    return json_response(body_in(error, dialect, request_id), status=error.status, headers=headers)
 
 
 def json_response(content: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -108,24 +145,38 @@ def failure_of(finished: Finished) -> StockpotError | None:
 
 async def on_stockpot_error(request: Request, error: Exception) -> Response:
     """Handler of StockpotError."""
-    del request
     assert isinstance(error, StockpotError)
-    return respond(error)
+    return respond(error, dialect_of(request.url.path), request_id=request_id_in(request.scope))
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Handler of what the framework refuses: routes that do not exist, methods a route does not have."""
     assert isinstance(error, HTTPException)
     path = request.url.path
-    path = path if len(path) <= 100 else path[:100] + "..."
+    shown = path if len(path) <= 100 else path[:100] + "..."
     if error.status_code == 404:
-        message, code = f"There is nothing at {path}; the API is under /v1.", "not_found"
+        message, code = f"There is nothing at {shown}; the API is under /v1.", "not_found"
     elif error.status_code == 405:
-        message, code = f"{path} does not take {request.method}.", "method_not_allowed"
+        message, code = f"{shown} does not take {request.method}.", "method_not_allowed"
     else:
         message, code = str(error.detail), "http_error"
-    body = ErrorBody(ErrorDetail(message, _type(error.status_code), None, code))
+    detail = ErrorDetail(message, _type(error.status_code), None, code)
+    body = _refusal(detail, error.status_code, path, request_id_in(request.scope))
     return json_response(body, status=error.status_code, headers=error.headers)
+
+
+def internal_failure(path: str, request_id: str) -> Response:
+    """The response to a failure nobody foresaw."""
+    body = _refusal(internal_error(request_id).error, 500, path, request_id)
+    return json_response(body, status=500)
+
+
+def _refusal(detail: ErrorDetail, status: int, path: str, request_id: str | None) -> Any:
+    if dialect_of(path) == "openai":
+        return ErrorBody(detail)
+    from stockpot.wire.anthropic_errors import anthropic_body_of_status  # as above
+
+    return anthropic_body_of_status(status, detail, request_id)
 
 
 def _type(status: int) -> str:

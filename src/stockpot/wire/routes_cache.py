@@ -59,13 +59,13 @@ def _add_looking(routes: APIRouter, service: Service) -> None:
 
     @routes.get("/stats")
     async def stats(request: Request) -> Response:
-        service.identity.require_admin(request)
+        await service.identity.administrator(request)
         Query(request.query_params)
         return json_response(service.backend.cache_stats())
 
     @routes.get("/entries")
     async def entries(request: Request) -> Response:
-        service.identity.require_admin(request)
+        await service.identity.administrator(request)
         query = Query(request.query_params, "limit", "tenant")
         limit, tenant = query.count("limit", 50, most=_MOST_ENTRIES), query.tenant("tenant")
         found = await _admin(service).entries(limit=limit, tenant=tenant)
@@ -73,14 +73,14 @@ def _add_looking(routes: APIRouter, service: Service) -> None:
 
     @routes.get("/explain")
     async def recent(request: Request) -> Response:
-        service.identity.require_admin(request)
+        await service.identity.administrator(request)
         count = Query(request.query_params, "count").count("count", 20, most=_MOST_REQUESTS)
         found = await _admin(service).recent(count)
         return json_response({"now_s": service.clock.wall(), "requests": found})
 
     @routes.get("/explain/{request_id:path}")
     async def explain(request: Request, request_id: str) -> Response:
-        service.identity.require_admin(request)
+        await service.identity.administrator(request)
         Query(request.query_params)
         figures = await _admin(service).explain(request_id)
         if figures is None:
@@ -95,13 +95,13 @@ def _add_looking(routes: APIRouter, service: Service) -> None:
 def _add_pins(routes: APIRouter, service: Service) -> None:
     @routes.get("/pins")
     async def pins(request: Request) -> Response:
-        service.identity.require_admin(request)
+        await service.identity.administrator(request)
         Query(request.query_params)
         return json_response({"now_s": service.clock.wall(), "pins": await _admin(service).pins()})
 
     @routes.post("/pins")
     async def pin(request: Request) -> Response:
-        service.identity.require_admin(request)
+        await service.identity.administrator(request)
         shape = await read_shape(request, PinShape, {}, service.settings.server)
         if (shape.for_s is None) == (shape.for_ is None):
             raise RequestError("Send either 'for_s' (seconds) or 'for' (such as '2h').", param="for")
@@ -112,7 +112,7 @@ def _add_pins(routes: APIRouter, service: Service) -> None:
 
     @routes.delete("/pins/{pin}")
     async def unpin(request: Request, pin: str) -> Response:
-        service.identity.require_admin(request)
+        await service.identity.administrator(request)
         if not await _admin(service).unpin(pin):
             raise _NotThere(
                 f"There is no pin {pin[:100]!r} (any more): it was given back, or its time has passed. "
@@ -127,13 +127,13 @@ def _add_doing(routes: APIRouter, service: Service) -> None:
 
     @routes.post("/invalidate")
     async def invalidate(request: Request) -> Response:
-        actor = service.identity.require_admin(request)
+        actor = await service.identity.administrator(request)
         shape = await read_shape(request, InvalidateShape, {}, server)
         return json_response(await _admin(service).invalidate(_order(service, shape, actor)))
 
     @routes.post("/warm")
     async def warm(request: Request) -> Response:
-        service.identity.require_admin(request)
+        await service.identity.administrator(request)
         shape = await read_shape(request, WarmShape, {}, server)
         admin, model = _admin(service), shape.model or service.backend.models()[0].id
         prompt: ChatRequest | str
@@ -150,7 +150,7 @@ def _add_doing(routes: APIRouter, service: Service) -> None:
 
     @routes.post("/verify")
     async def verify(request: Request) -> Response:
-        service.identity.require_admin(request)
+        await service.identity.administrator(request)
         # Nothing is asked for in a body; one that is there all the same must not ask for something.
         if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
             await read_shape(request, NoFields, {}, server)
@@ -158,7 +158,7 @@ def _add_doing(routes: APIRouter, service: Service) -> None:
 
     @routes.post("/export")
     async def export(request: Request) -> Response:
-        service.identity.require_admin(request)
+        await service.identity.administrator(request)
         shape = await read_shape(request, ExportShape, {}, server)
         return json_response(await _admin(service).export(shape.folder))
 

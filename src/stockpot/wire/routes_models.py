@@ -51,17 +51,17 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/v1/models")
     async def models(request: Request) -> Response:
-        service.identity.caller(request)
+        await service.identity.caller(request)
         return json_response(ModelList([_body(card) for card in service.backend.models()]))
 
     @routes.get("/v1/models/{model_id:path}")
     async def model(request: Request, model_id: str) -> Response:
-        service.identity.caller(request)
+        await service.identity.caller(request)
         return json_response(_body(_card(service, model_id)))
 
     @routes.post("/tokenize")
     async def tokenize(request: Request) -> Response:
-        caller = service.identity.caller(request)
+        caller = await service.identity.caller(request)
         shape = await read_shape(request, TokenizeShape, {}, service.settings.server)
         if (shape.text is None) == (shape.messages is None):
             raise RequestError("Send either 'text' or 'messages'.", param="text")

@@ -12,11 +12,11 @@ import asyncio
 import logging
 import socket
 from types import FrameType
+from typing import Protocol
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from stockpot.backends.backend import Backend
 from stockpot.errors import AddressUnavailable
 from stockpot.wire.connection import connections
 
@@ -55,6 +55,14 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+class Drained(Protocol):
+    """What stands behind the application."""
+
+    async def stop(self, *, drain: bool) -> None:
+        """Refuse what is new; let what runs finish (`drain`) or end it."""
+        ...
+
+
 class Server(uvicorn.Server):
     """Serves `app` until told to stop, then drains `backend`.
 
@@ -62,7 +70,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self, app: ASGIApp, backend: Backend, *, drain_s: float, headers_timeout_s: float = HEADERS_TIMEOUT_S
+        self, app: ASGIApp, backend: Drained, *, drain_s: float, headers_timeout_s: float = HEADERS_TIMEOUT_S
     ) -> None:
         super().__init__(
             uvicorn.Config(

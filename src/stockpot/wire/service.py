@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stockpot.accounts.accounts import Accounts
 from stockpot.backends.backend import Backend
 from stockpot.clock import Clock
+from stockpot.identity.key_admin import KeyAdmin
 from stockpot.settings import Settings
 from stockpot.telemetry.metrics import Metrics
 from stockpot.wire.identity import Identity
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Service:
-    """The parts behind the wire; routes own none of them."""
+    """The parts behind the wire; routes own none of them. A reload of the configuration replaces `identity`;
+    `accounts` and `keys` are None where there are no accounts."""
 
     backend: Backend
     settings: Settings
     metrics: Metrics
     clock: Clock
     identity: Identity
+    accounts: Accounts | None = None
+    keys: KeyAdmin | None = None

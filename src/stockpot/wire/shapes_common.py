@@ -57,9 +57,11 @@ class CacheControl(Shape):
 
 
 class StreamOptions(Shape):
-    """`include_usage`: a last chunk with `usage` comes before `[DONE]`."""
+    """`include_usage`: a last chunk with `usage` comes before `[DONE]`. `include_progress` (ours): while the
+    request waits, its place in the queue and its prefill are told in events of their own."""
 
     include_usage: bool | None = None
+    include_progress: bool | None = None
 
 
 class GenerationShape(Shape):

@@ -27,3 +27,12 @@ class Framer:
     def event(self, content: Any) -> bytes:
         """One event; `content` is anything msgspec encodes."""
         return b"data: " + self._encoder.encode(content) + b"\n\n"
+
+    def named(self, name: bytes, content: Any) -> bytes:
+        """One event that has a name; `name` holds no line break."""
+        return b"event: " + name + b"\ndata: " + self._encoder.encode(content) + b"\n\n"
+
+
+def comment(text: str) -> bytes:
+    """What clients pass over and people see; `text` is one line."""
+    return f": {text}\n\n".encode()

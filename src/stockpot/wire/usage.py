@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import get_args
 
 import msgspec
 from msgspec import UNSET, UnsetType, structs
@@ -11,7 +10,8 @@ from msgspec import UNSET, UnsetType, structs
 from stockpot.events import CacheTier, Completed
 from stockpot.wire.shapes_common import TTL_S
 
-_TIERS: tuple[CacheTier, ...] = get_args(CacheTier)
+_OWN_TIERS: tuple[CacheTier, ...] = ("context", "ram", "disk", "redis")
+_NANO = 1e-9
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
@@ -40,17 +40,33 @@ class UsageBody(msgspec.Struct, frozen=True):
     cache_creation: CacheCreation | UnsetType = UNSET
 
 
+class NoticeBody(msgspec.Struct, frozen=True):
+    """Something that was changed on the way; `kind` is a word for programs."""
+
+    kind: str
+    detail: str
+
+
 class Extension(msgspec.Struct, frozen=True):
     """Our own `stockpot` beside `usage`: milliseconds from arrival, and which tier held what was cached.
 
     `queue_ms` until the request had its place in the batch, `ttft_ms` until its first token (null where none
-    came), `total_ms` until the end.
+    came), `total_ms` until the end. Of a request that went through the gateway also the `model` and `backend`
+    that answered, how many attempts it took, its cost in US dollars and whose prices those are, whether the
+    answer was made for another, identical request, and what was changed on the way.
     """
 
     queue_ms: float
     ttft_ms: float | None
     total_ms: float
     cached_tokens: Mapping[CacheTier, int]
+    model: str | UnsetType = UNSET
+    backend: str | UnsetType = UNSET
+    attempts: int | UnsetType = UNSET
+    cost_usd: float | UnsetType = UNSET
+    cost_source: str | UnsetType = UNSET
+    shared: bool | UnsetType = UNSET
+    notices: list[NoticeBody] | UnsetType = UNSET
 
 
 def usage_of(event: Completed) -> UsageBody:
@@ -74,11 +90,45 @@ def usage_of(event: Completed) -> UsageBody:
 
 
 def extension_of(event: Completed) -> Extension:
-    """The times of a request that is over, to the microsecond."""
-    timings = event.timings
+    """The times of a request that is over, to the microsecond, and the way it took."""
+    timings, cached = event.timings, event.usage.cached_tokens
+    queue_ms = round(timings.queue_s * 1e3, 3)
+    ttft_ms = None if timings.ttft_s is None else round(timings.ttft_s * 1e3, 3)
+    total_ms = round(timings.total_s * 1e3, 3)
+    tiers: dict[CacheTier, int] = {**dict.fromkeys(_OWN_TIERS, 0), **cached}
+    way = event.delivery
+    if way is None:
+        return Extension(queue_ms, ttft_ms, total_ms, tiers)
     return Extension(
-        queue_ms=round(timings.queue_s * 1e3, 3),
-        ttft_ms=None if timings.ttft_s is None else round(timings.ttft_s * 1e3, 3),
-        total_ms=round(timings.total_s * 1e3, 3),
-        cached_tokens={tier: event.usage.cached_tokens.get(tier, 0) for tier in _TIERS},
+        queue_ms,
+        ttft_ms,
+        total_ms,
+        tiers,
+        way.model,
+        way.backend,
+        way.attempts,
+        round(way.cost_nanousd * _NANO, 9),
+        way.cost_source,
+        way.shared,
+        [NoticeBody(notice.kind, notice.detail) for notice in way.notices],
     )
+
+
+def headers_of(event: Completed) -> list[tuple[bytes, bytes]]:
+    """What an answer that is sent whole says in its headers, for what does not read bodies."""
+    headers = [(b"x-stockpot-cached-tokens", b"%d" % event.usage.cached_total)]
+    way = event.delivery
+    if way is not None:
+        headers += [
+            (b"x-stockpot-model", _header(way.model)),
+            (b"x-stockpot-backend", _header(way.backend)),
+            (b"x-stockpot-cost-usd", b"%.9f" % (way.cost_nanousd * _NANO)),
+        ]
+    return headers
+
+
+def _header(value: str) -> bytes:
+    """A name in a header: no name may end the line it stands in."""
+    if not (value.isascii() and value.isprintable()):
+        value = "".join(each if each.isascii() and each.isprintable() else "?" for each in value)
+    return value.encode("ascii")

@@ -1,0 +1,243 @@
+"""Puts a server together: engine or none, backends, gateway, accounts; and anew when settings change."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from stockpot.accounts.accounts import Accounts, open_accounts
+from stockpot.accounts.prices import PriceBook
+from stockpot.allowances.allowance import Allowances
+from stockpot.allowances.store import AllowanceStore
+from stockpot.backends.backend import Backend
+from stockpot.backends.open_remote import open_remote
+from stockpot.caller import Limits
+from stockpot.clock import Clock
+from stockpot.errors import ConfigurationError
+from stockpot.events import Delta
+from stockpot.gateway.executor import Executor
+from stockpot.gateway.gateway import Course, Gateway
+from stockpot.gateway.guarding import no_guards
+from stockpot.gateway.spans import Spans, no_spans
+from stockpot.guards.checks import Ask
+from stockpot.guards.counts import GuardCounts
+from stockpot.guards.guards import open_guards
+from stockpot.identity.key_admin import KeyAdmin
+from stockpot.identity.resolver import Resolver
+from stockpot.identity.sql_keys import SqlKeyStore
+from stockpot.records import RecordObserver
+from stockpot.requests import ChatRequest, Generation, Message, Sampling
+from stockpot.routing.member import Member
+from stockpot.routing.placement import PrefixPlacement, open_placement
+from stockpot.routing.router import Router
+from stockpot.settings import Settings
+from stockpot.settings_gateway import EMBEDDED
+from stockpot.wire.identity import Identity
+
+_JUDGE_TOKENS = 64
+
+
+@dataclass(slots=True)
+class Serving:
+    """The parts of a running server. `reload` replaces what a configuration decides; requests under way end
+    by what they began with."""
+
+    settings: Settings
+    gateway: Gateway
+    executor: Executor
+    placement: PrefixPlacement
+    allowances: Allowances
+    accounts: Accounts | None
+    keys: KeyAdmin | None
+    identity: Identity
+    guard_counts: GuardCounts
+    clock: Clock
+    _resolver: Resolver | None
+    _members: tuple[Member, ...]
+    _closed: bool = False
+    _retiring: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
+
+    async def start(self) -> None:
+        """Bring everything up; the embedded engine raises where it cannot, other backends come when they are
+        there."""
+        await self.allowances.start()
+        await asyncio.gather(*(member.backend.start() for member in self._members))
+        await self.placement.start()
+        await self.executor.start()
+        await self.gateway.start()
+        self.gateway.course.router.unserved()
+
+    async def stop(self, *, drain: bool) -> None:
+        """Let requests end (`drain`) or end them, write what waits to be written, let go of everything.
+        Harmless a second time."""
+        # The embedded engine first: it refuses what is new, and ends what runs unless it may finish.
+        if drain:
+            await self.gateway.stop(drain=True)
+        await asyncio.gather(*(member.backend.stop(drain=drain) for member in self._members))
+        await self.executor.stop()
+        await self.gateway.stop(drain=drain)
+        await self.placement.stop()
+        if self._retiring:
+            await asyncio.wait(set(self._retiring))
+        if self._closed:
+            return
+        self._closed = True
+        await self.allowances.close()
+        if self._resolver is not None:
+            self._resolver.close()
+        if self.accounts is not None:
+            await asyncio.to_thread(self.accounts.close)
+
+    async def reload(self, settings: Settings) -> Identity:
+        """From now on by `settings`, as far as they can change while a server runs. The caller has checked
+        what cannot. Raises ConfigurationError, and everything stays as it was."""
+        engine = next((each for each in self._members if each.name == EMBEDDED), None)
+        kept = {each.name: each for each in self._members}
+        members = [engine] if engine else []
+        fresh: list[Member] = []
+        for name, section in settings.backends.items():
+            known = kept.get(name)
+            if known is not None and known.settings == section:
+                members.append(known)
+            else:
+                fresh.append(Member(name, open_remote(name, section, clock=self.clock), section))
+        members += fresh
+        prices = await asyncio.to_thread(
+            PriceBook, settings.backends, embedded=settings.engine.hardware, clock=self.clock
+        )
+        course = _course(settings, tuple(members), prices, self._ask, self.guard_counts)
+        identity = _identity(settings, self._resolver, self.clock)
+        await asyncio.gather(*(member.backend.start() for member in fresh))
+        await self.placement.reconfigure(members, settings.routing)
+        self.executor.reconfigure(members, settings.resilience)
+        self.gateway.take(course)
+        gone = [each for each in self._members if each not in members]
+        self._members, self.settings, self.identity = tuple(members), settings, identity
+        if self._resolver is not None:
+            self._resolver.take_teams(_team_limits(settings))
+        for member in gone:
+            task = asyncio.create_task(member.backend.stop(drain=True))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+        course.router.unserved()
+        return identity
+
+    async def _ask(self, model: str, instruction: str, text: str) -> str:
+        return await _ask(self.gateway, model, instruction, text)
+
+
+def open_serving(
+    settings: Settings,
+    engine: Backend | None,
+    *,
+    clock: Clock,
+    observers: Callable[[Serving], list[RecordObserver]] | None = None,
+    spans: Spans | None = None,
+) -> Serving:
+    """The parts of a server by these settings, not started yet. `engine` is the embedded backend; `observers`
+    are told of every request beside the ledger. On the event loop; reads files. Raises ConfigurationError,
+    DatabaseUnavailable."""
+    if engine is None and not settings.backends:
+        raise ConfigurationError(
+            "There is nothing to serve: engine.enabled is false and there is no [backends.NAME]. Add one."
+        )
+    members = [Member(EMBEDDED, engine, None)] if engine is not None else []
+    members += [
+        Member(name, open_remote(name, section, clock=clock), section)
+        for name, section in settings.backends.items()
+    ]
+    accounts = open_accounts(settings, clock=clock) if settings.accounts.enabled else None
+    resolver = keys = None
+    if accounts is not None:
+        store = SqlKeyStore(accounts.database)
+        resolver = Resolver(store, clock, teams=_team_limits(settings))
+        keys = KeyAdmin(store, accounts.audit, clock)
+        prices = accounts.prices
+    else:
+        prices = PriceBook(settings.backends, embedded=settings.engine.hardware, clock=clock)
+    guard_counts = GuardCounts()
+    placement = open_placement(members, settings.routing, clock)
+    executor = Executor(members, placement, settings.resilience, clock)
+    allowances = Allowances(settings.allowances, clock, _allowance_store(settings))
+
+    async def ask(model: str, instruction: str, text: str) -> str:
+        return await _ask(gateway, model, instruction, text)
+
+    seen: list[RecordObserver] = [] if accounts is None else [accounts.ledger]
+    gateway = Gateway(
+        _course(settings, tuple(members), prices, ask, guard_counts),
+        executor,
+        allowances,
+        observers=seen,
+        spans=spans or no_spans(),
+        clock=clock,
+    )
+    serving = Serving(
+        settings=settings,
+        gateway=gateway,
+        executor=executor,
+        placement=placement,
+        allowances=allowances,
+        accounts=accounts,
+        keys=keys,
+        identity=_identity(settings, resolver, clock),
+        guard_counts=guard_counts,
+        clock=clock,
+        _resolver=resolver,
+        _members=tuple(members),
+    )
+    if observers is not None:
+        gateway.observe_with(observers(serving))
+    return serving
+
+
+def _course(
+    settings: Settings,
+    members: tuple[Member, ...],
+    prices: PriceBook,
+    ask: Ask,
+    counts: GuardCounts,
+) -> Course:
+    router = Router(
+        settings.routes,
+        default_policy=settings.routing.policy,
+        serves=lambda model: any(member.serves(model) for member in members),
+        known=lambda: (card.id for member in members for card in member.backend.models()),
+    )
+    guards = open_guards(settings.guards, ask, counts) if settings.guards else no_guards()
+    return Course(members, router, guards, prices, settings.allowances)
+
+
+def _identity(settings: Settings, resolver: Resolver | None, clock: Clock) -> Identity:
+    return Identity(settings.access, resolver, teams=_team_limits(settings), clock=clock)
+
+
+def _team_limits(settings: Settings) -> dict[str, Limits]:
+    return {name: team.limits.limits() for name, team in settings.teams.items()}
+
+
+def _allowance_store(settings: Settings) -> AllowanceStore | None:
+    if settings.allowances.redis_url is None:
+        return None
+    from stockpot.allowances.redis_store import RedisStore
+
+    return RedisStore(settings.allowances)
+
+
+async def _ask(gateway: Gateway, model: str, instruction: str, text: str) -> str:
+    """A model's answer to a guard. Past the guards, whose own question it is; it costs nobody's allowance."""
+    generation = Generation(
+        model,
+        f"guard-{uuid.uuid4().hex}",
+        sampling=Sampling(temperature=0),
+        max_tokens=_JUDGE_TOKENS,
+        deadline_s=60.0,
+    )
+    request = ChatRequest(generation, (Message("system", instruction), Message("user", text)))
+    pieces: list[str] = []
+    async for event in gateway.unguarded(request):
+        if isinstance(event, Delta):
+            pieces.append(event.text)
+    return "".join(pieces)
