@@ -283,6 +283,8 @@ def cause_of(error: BaseException) -> FailureCause:
     for kind, cause in _CAUSES:
         if isinstance(error, kind):
             return cause
+    if isinstance(error, RequestError):  # the kinds that rooms define for themselves
+        return _CAUSES_BY_STATUS.get(error.status, "invalid_request")
     return "server_error"
 
 
@@ -296,6 +298,13 @@ _CAUSES: tuple[tuple[type[BaseException], FailureCause], ...] = (
     (DeadlineExceeded, "deadline"),
     (QueueFull, "overloaded"),
     (ShuttingDown, "overloaded"),
-    (RequestError, "invalid_request"),
     (EngineFailed, "server_error"),
 )
+
+_CAUSES_BY_STATUS: Mapping[int, FailureCause] = {
+    401: "unauthenticated",
+    403: "forbidden",
+    404: "not_found",
+    429: "overloaded",
+    503: "overloaded",
+}

@@ -158,8 +158,8 @@ class LimitSettings(Section):
     concurrency: int | None = Field(default=None, ge=0)
     tokens_per_day: int | None = Field(default=None, ge=0)
     tokens_per_month: int | None = Field(default=None, ge=0)
-    usd_per_day: float | None = Field(default=None, ge=0)
-    usd_per_month: float | None = Field(default=None, ge=0)
+    usd_per_day: float | None = Field(default=None, ge=0, le=9_000_000)
+    usd_per_month: float | None = Field(default=None, ge=0, le=9_000_000)
 
     def limits(self) -> Limits:
         return Limits(**self.model_dump())

@@ -29,7 +29,7 @@ class ByHeader:
     async def caller(self, request: Request) -> Caller:
         return {"red": RED, "blue": BLUE}[request.headers["x-caller"]]
 
-    def require_admin(self, request: Request) -> str:
+    async def administrator(self, request: Request) -> str:
         if request.headers["x-caller"] != "admin":
             raise Forbidden("not you")
         return "admin"

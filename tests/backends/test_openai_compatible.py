@@ -395,7 +395,7 @@ async def test_statuses(status: int, body: Any, cause: str, stream: bool) -> Non
     ],
 )
 async def test_faults(fault: Fault, after: int, stream: bool, cause: str) -> None:
-    limits = {"first_byte_timeout_s": 0.3, "idle_timeout_s": 0.2}
+    limits = {"first_byte_timeout_s": 1.0, "idle_timeout_s": 0.5}
     async with MockUpstream() as mock, serving(mock, **limits) as backend:
         mock.default = Script(fault=fault, fault_after=after, token_delay_s=0.01)
         error = await failure(backend, chat("a b c d", stream=stream))
@@ -445,7 +445,7 @@ async def test_the_deadline(script: Script, stream: bool) -> None:
     async with MockUpstream() as mock, serving(mock) as backend:
         mock.default = script
         with pytest.raises(DeadlineExceeded):
-            await events_of(backend, chat(deadline_s=0.2, stream=stream))
+            await events_of(backend, chat(deadline_s=0.5, stream=stream))
         await mock.until(lambda m: m.disconnects == 1)
 
 
@@ -465,22 +465,21 @@ async def test_closing_the_stream_closes_the_connection() -> None:
         await mock.until(lambda m: m.disconnects == 2)
 
 
-@pytest.mark.parametrize(("fault", "reason"), [("hang_midway", "cancelled"), ("hang", None)])
-async def test_stopping_without_draining(fault: Fault, reason: str | None) -> None:
+async def test_stopping_without_draining() -> None:
     async with MockUpstream() as mock, serving(mock) as backend:
-        mock.default = Script(text="a b c", fault=fault, fault_after=2)
-        task = asyncio.create_task(events_of(backend, chat(stream=True)))
-        await mock.until(lambda m: m.running == 1)
-        if reason:
-            await asyncio.sleep(0.1)
-        await backend.stop(drain=False)
-        if reason is None:
-            with pytest.raises(ShuttingDown):
-                await task
-        else:
-            events = await task
-            assert completed(events).usage.estimated
-            assert [event.reason for event in events if isinstance(event, Finished)] == [reason]
+        mock.scripts += [Script(text="a b c", fault="hang_midway", fault_after=2), Script(fault="hang")]
+        begun, events = backend.generate(chat(stream=True)), list[Event]()
+        while not isinstance(events[-1] if events else None, Delta):
+            events.append(await anext(begun))
+        waiting = asyncio.create_task(events_of(backend, chat(stream=True)))
+        await mock.until(lambda m: m.running == 2)
+        stopping = asyncio.create_task(backend.stop(drain=False))
+        events += [event async for event in begun]
+        assert completed(events).usage.estimated
+        assert [event.reason for event in events if isinstance(event, Finished)] == ["cancelled"]
+        with pytest.raises(ShuttingDown):
+            await waiting
+        await stopping
 
 
 async def test_draining_lets_answers_end() -> None:
@@ -494,10 +493,10 @@ async def test_draining_lets_answers_end() -> None:
 
 async def test_connections_are_kept() -> None:
     async with MockUpstream() as mock, serving(mock) as backend:
-        for stream in (True, False, True, False):
-            await events_of(backend, chat(stream=stream))
-            await asyncio.sleep(0.01)
-        assert mock.connections <= 2  # that of the first probe, and its successor
+        for turn in range(20):
+            await events_of(backend, chat(stream=turn % 2 == 0))
+            await asyncio.sleep(0.01)  # the end of a stream comes behind its last event
+        assert mock.connections <= 10
 
 
 async def test_models_are_discovered_and_followed() -> None:

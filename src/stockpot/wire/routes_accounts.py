@@ -81,7 +81,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/admin/usage")
     async def everybody(request: Request) -> Response:
-        service.identity.require_admin(request)
+        await service.identity.administrator(request)
         return json_response(await _usage(service, _accounts(service), request, {}))
 
     return routes
