@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from stockpot import __version__
 from stockpot.accounts.accounts import Accounts, open_accounts
 from stockpot.accounts.prices import PriceBook
 from stockpot.allowances.allowance import Allowances
@@ -15,12 +17,14 @@ from stockpot.backends.backend import Backend
 from stockpot.backends.open_remote import open_remote
 from stockpot.caller import Limits
 from stockpot.clock import Clock
+from stockpot.config_watch import unreloadable
+from stockpot.engine.reports import EngineStats
 from stockpot.errors import ConfigurationError
 from stockpot.events import Delta
 from stockpot.gateway.executor import Executor
 from stockpot.gateway.gateway import Course, Gateway
 from stockpot.gateway.guarding import no_guards
-from stockpot.gateway.spans import Spans, no_spans
+from stockpot.gateway.spans import Spans
 from stockpot.guards.checks import Ask
 from stockpot.guards.counts import GuardCounts
 from stockpot.guards.guards import open_guards
@@ -34,8 +38,14 @@ from stockpot.routing.placement import PrefixPlacement, open_placement
 from stockpot.routing.router import Router
 from stockpot.settings import Settings
 from stockpot.settings_gateway import EMBEDDED
+from stockpot.telemetry.gateway_metrics import GatewayFigures, GatewayMetrics
+from stockpot.telemetry.logs import RequestLog
+from stockpot.telemetry.metrics import Metrics
+from stockpot.telemetry.tracing import open_spans
 from stockpot.wire.identity import Identity
+from stockpot.wire.service import Service
 
+_LOG = logging.getLogger(__name__)
 _JUDGE_TOKENS = 64
 
 
@@ -51,9 +61,10 @@ class Serving:
     allowances: Allowances
     accounts: Accounts | None
     keys: KeyAdmin | None
-    identity: Identity
+    service: Service
     guard_counts: GuardCounts
     clock: Clock
+    _end_tracing: Callable[[], None]
     _resolver: Resolver | None
     _members: tuple[Member, ...]
     _closed: bool = False
@@ -89,10 +100,13 @@ class Serving:
             self._resolver.close()
         if self.accounts is not None:
             await asyncio.to_thread(self.accounts.close)
+        await asyncio.to_thread(self._end_tracing)
 
-    async def reload(self, settings: Settings) -> Identity:
-        """From now on by `settings`, as far as they can change while a server runs. The caller has checked
-        what cannot. Raises ConfigurationError, and everything stays as it was."""
+    async def reload(self, settings: Settings) -> None:
+        """From now on by `settings`, as far as they can change while a server runs; what needs a restart is
+        logged. Raises ConfigurationError, and everything stays as it was."""
+        if waiting := unreloadable(self.settings, settings):
+            _LOG.warning("these settings have changed and wait for a restart: %s", ", ".join(waiting))
         engine = next((each for each in self._members if each.name == EMBEDDED), None)
         kept = {each.name: each for each in self._members}
         members = [engine] if engine else []
@@ -114,7 +128,7 @@ class Serving:
         self.executor.reconfigure(members, settings.resilience)
         self.gateway.take(course)
         gone = [each for each in self._members if each not in members]
-        self._members, self.settings, self.identity = tuple(members), settings, identity
+        self._members, self.settings, self.service.identity = tuple(members), settings, identity
         if self._resolver is not None:
             self._resolver.take_teams(_team_limits(settings))
         for member in gone:
@@ -122,7 +136,6 @@ class Serving:
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
         course.router.unserved()
-        return identity
 
     async def _ask(self, model: str, instruction: str, text: str) -> str:
         return await _ask(self.gateway, model, instruction, text)
@@ -133,12 +146,16 @@ def open_serving(
     engine: Backend | None,
     *,
     clock: Clock,
-    observers: Callable[[Serving], list[RecordObserver]] | None = None,
+    stats: Callable[[], EngineStats] | None = None,
+    observers: Sequence[RecordObserver] = (),
     spans: Spans | None = None,
 ) -> Serving:
-    """The parts of a server by these settings, not started yet. `engine` is the embedded backend; `observers`
-    are told of every request beside the ledger. On the event loop; reads files. Raises ConfigurationError,
-    DatabaseUnavailable."""
+    """The parts of a server by these settings, not started yet.
+
+    `engine` is the backend in this process, `stats` its snapshot for metrics. `observers` are told of every
+    request beside ledger, metrics and log; `spans` takes the place of what the settings say of tracing. On
+    the event loop; reads files. Raises ConfigurationError, DatabaseUnavailable.
+    """
     if engine is None and not settings.backends:
         raise ConfigurationError(
             "There is nothing to serve: engine.enabled is false and there is no [backends.NAME]. Add one."
@@ -161,19 +178,32 @@ def open_serving(
     placement = open_placement(members, settings.routing, clock)
     executor = Executor(members, placement, settings.resilience, clock)
     allowances = Allowances(settings.allowances, clock, _allowance_store(settings))
+    end_tracing: Callable[[], None] = _nothing
+    if spans is None:
+        spans, end_tracing = open_spans(settings.telemetry, __version__, lambda: serving.settings.backends)
 
     async def ask(model: str, instruction: str, text: str) -> str:
         return await _ask(gateway, model, instruction, text)
 
-    seen: list[RecordObserver] = [] if accounts is None else [accounts.ledger]
+    figures = GatewayFigures(
+        models=lambda: (card.id for card in gateway.models()),
+        conditions=executor.conditions,
+        waiting=executor.waiting,
+        findings=guard_counts.totals,
+        ledger=accounts.ledger.stats if accounts is not None else None,
+    )
+    gateway_metrics = GatewayMetrics(figures, clock)
+    metrics = Metrics(stats, more=(gateway_metrics.families,))
+    ledger: tuple[RecordObserver, ...] = () if accounts is None else (accounts.ledger,)
     gateway = Gateway(
         _course(settings, tuple(members), prices, ask, guard_counts),
         executor,
         allowances,
-        observers=seen,
-        spans=spans or no_spans(),
+        observers=(*ledger, gateway_metrics, RequestLog(), *observers),
+        spans=spans,
         clock=clock,
     )
+    service = Service(gateway, settings, metrics, clock, _identity(settings, resolver, clock), accounts, keys)
     serving = Serving(
         settings=settings,
         gateway=gateway,
@@ -182,15 +212,18 @@ def open_serving(
         allowances=allowances,
         accounts=accounts,
         keys=keys,
-        identity=_identity(settings, resolver, clock),
+        service=service,
         guard_counts=guard_counts,
         clock=clock,
+        _end_tracing=end_tracing,
         _resolver=resolver,
         _members=tuple(members),
     )
-    if observers is not None:
-        gateway.observe_with(observers(serving))
     return serving
+
+
+def _nothing() -> None:
+    pass
 
 
 def _course(

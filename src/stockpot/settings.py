@@ -32,6 +32,7 @@ from stockpot.settings_gateway import (
     TeamSettings,
 )
 from stockpot.settings_guards import GuardSettings
+from stockpot.settings_telemetry import TelemetrySettings
 from stockpot.settings_types import KeySecret, ModelName, Name, Secret, Section
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -208,6 +209,7 @@ class Settings(BaseSettings):
     resilience: ResilienceSettings = ResilienceSettings()
     allowances: AllowanceSettings = AllowanceSettings()
     accounts: AccountSettings = AccountSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     guards: dict[Name, GuardSettings] = Field(default_factory=dict[Name, GuardSettings])
     data_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("stockpot")),
@@ -231,15 +233,19 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
 
+def config_path(config: Path | None) -> Path | None:
+    """The file settings come from: `config`, else ./stockpot.toml where it exists."""
+    default = Path("stockpot.toml")
+    return config or (default if default.is_file() else None)
+
+
 def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
     """Settings from `config` (or ./stockpot.toml where it exists), the environment and `overrides`.
 
     `overrides` are whole sections as dictionaries (`server={"port": 9000}`); values left out keep what file
     and environment say. Raises ConfigurationError with every wrong value named.
     """
-    if config is None:
-        default = Path("stockpot.toml")
-        config = default if default.is_file() else None
+    config = config_path(config)
     try:
         if config is not None:
             with config.open("rb") as file:

@@ -474,12 +474,13 @@ async def test_stopping_without_draining() -> None:
         waiting = asyncio.create_task(events_of(backend, chat(stream=True)))
         await mock.until(lambda m: m.running == 2)
         stopping = asyncio.create_task(backend.stop(drain=False))
-        events += [event async for event in begun]
+        async with asyncio.timeout(20):  # far below the timeouts of the backend
+            events += [event async for event in begun]
+            with pytest.raises(ShuttingDown):
+                await waiting
+            await stopping
         assert completed(events).usage.estimated
         assert [event.reason for event in events if isinstance(event, Finished)] == ["cancelled"]
-        with pytest.raises(ShuttingDown):
-            await waiting
-        await stopping
 
 
 async def test_draining_lets_answers_end() -> None:

@@ -74,6 +74,18 @@ def _official(client: httpx2.Client, key: str = "unused") -> anthropic.Anthropic
     return anthropic.Anthropic(base_url=str(client.base_url), api_key=key, max_retries=0)
 
 
+def _asked(official: anthropic.Anthropic, **fields: Any) -> anthropic.types.Message:
+    """The answer to a message of these fields, the rest as it always is."""
+    wanted: dict[str, Any] = {
+        "model": "fake",
+        "max_tokens": 64,
+        "messages": [{"role": "user", "content": "x"}],
+        **fields,
+    }
+    create: Any = official.messages.create
+    return create(**wanted)
+
+
 def test_message(official: anthropic.Anthropic) -> None:
     message = official.messages.create(
         model="fake", max_tokens=64, system="Be brief.", messages=[{"role": "user", "content": "hello there"}]
@@ -125,11 +137,11 @@ def test_events(official: anthropic.Anthropic) -> None:
 
 def test_a_tool_is_called_and_its_result_sent_back(calling: anthropic.Anthropic) -> None:
     turns: list[Any] = [{"role": "user", "content": "Paris?"}]
-    wanted: Any = {"model": "fake", "max_tokens": 64, "tools": [WEATHER]}
-    whole = calling.messages.create(**wanted, messages=turns)
-    with calling.messages.stream(**wanted, messages=turns) as stream:
+    whole = _asked(calling, tools=[WEATHER], messages=turns)
+    with calling.messages.stream(model="fake", max_tokens=64, tools=[WEATHER], messages=turns) as stream:
         streamed = stream.get_final_message()
-    for message in (whole, streamed):
+    messages: tuple[anthropic.types.Message, ...] = (whole, streamed)
+    for message in messages:
         assert message.stop_reason == "tool_use"
         thinking, text, call = message.content
         assert thinking.type == "thinking"
@@ -140,21 +152,22 @@ def test_a_tool_is_called_and_its_result_sent_back(calling: anthropic.Anthropic)
         assert (call.id, call.name, call.input) == ("toolu_1", "get_weather", {"place": "Paris"})
         # As the client's own examples do: the answer's content goes back as it is.
         result = {"type": "tool_result", "tool_use_id": call.id, "content": "sun"}
-        again = [
+        again: list[Any] = [
             *turns,
             {"role": "assistant", "content": message.content},
             {"role": "user", "content": [result]},
         ]
-        answer = calling.messages.create(**wanted, messages=again)
+        answer = _asked(calling, tools=[WEATHER], messages=again)
         assert answer.content[0].type == "text"
         assert answer.content[0].text == "The tool says: sun"
 
 
 def test_what_a_boundary_kept_is_counted(calling: anthropic.Anthropic) -> None:
+    marked: Any = {**WEATHER, "cache_control": {"type": "ephemeral"}}
     message = calling.messages.create(
         model="fake",
         max_tokens=64,
-        tools=[{**WEATHER, "cache_control": {"type": "ephemeral"}}],
+        tools=[marked],
         system=[{"type": "text", "text": "Rules.", "cache_control": {"type": "ephemeral", "ttl": "1h"}}],
         messages=[{"role": "user", "content": "Paris?"}],
     )
@@ -174,16 +187,15 @@ def test_tokens_are_counted(official: anthropic.Anthropic) -> None:
 
 
 def test_errors_have_their_classes(official: anthropic.Anthropic) -> None:
-    good: Any = {"model": "fake", "max_tokens": 64, "messages": [{"role": "user", "content": "x"}]}
     with pytest.raises(anthropic.NotFoundError) as unknown:
-        official.messages.create(**{**good, "model": "other"})
+        _asked(official, model="other")
     assert (unknown.value.type, unknown.value.error_code) == ("not_found_error", "model_not_found")
     with pytest.raises(anthropic.BadRequestError) as long:
-        official.messages.create(**{**good, "messages": [{"role": "user", "content": "x" * 5000}]})
+        _asked(official, messages=[{"role": "user", "content": "x" * 5000}])
     assert (long.value.type, long.value.error_code) == ("invalid_request_error", "context_length_exceeded")
     assert "4096" in (long.value.api_message or "")
     with pytest.raises(anthropic.BadRequestError) as field:
-        official.messages.create(**good, extra_body={"banana": 1})
+        _asked(official, extra_body={"banana": 1})
     assert field.value.error_code == "unsupported_field"
 
 
@@ -191,16 +203,15 @@ def test_errors_have_their_classes(official: anthropic.Anthropic) -> None:
 def test_keys(serve: Serve, how: str) -> None:
     """The client sends `api_key` as x-api-key and `auth_token` as a bearer."""
     access = AccessSettings.model_validate({"tenants": {"ours": {"key": "k" * 20}}})
-    good: Any = {"model": "fake", "max_tokens": 64, "messages": [{"role": "user", "content": "x"}]}
     with serve(FakeBackend(), access=access) as client:
         for key, known in (("k" * 20, True), ("w" * 20, False)):
             given: Any = {how: key}
             with anthropic.Anthropic(base_url=str(client.base_url), max_retries=0, **given) as official:
                 if known:
-                    assert official.messages.create(**good).stop_reason == "end_turn"
+                    assert _asked(official).stop_reason == "end_turn"
                     continue
                 with pytest.raises(anthropic.AuthenticationError) as refused:
-                    official.messages.create(**good)
+                    _asked(official)
                 assert refused.value.type == "authentication_error"
 
 
@@ -229,5 +240,5 @@ def test_a_full_queue_is_a_rate_limit(serve: Serve) -> None:
         client.stream("POST", "/v1/messages", json={**good, "stream": True}),
         pytest.raises(anthropic.RateLimitError) as full,
     ):
-        official.messages.create(**good)
+        _asked(official)
     assert full.value.type == "rate_limit_error"

@@ -285,8 +285,8 @@ def test_what_is_not_read_here_goes_on_as_it_came(ask: Callable[..., ChatRequest
     assert ask(thinking={"type": "disabled"}).generation.extras == {}
 
 
-_CALL = {"type": "tool_use", "id": "t", "name": "n", "input": {}}
-_RESULT = {"type": "tool_result", "tool_use_id": "t"}
+_CALL: dict[str, Any] = {"type": "tool_use", "id": "t", "name": "n", "input": {}}
+_RESULT: dict[str, Any] = {"type": "tool_result", "tool_use_id": "t"}
 
 
 def _said(role: str, *blocks: Any) -> dict[str, Any]:
@@ -423,7 +423,13 @@ def test_tokens_are_counted(client: httpx2.Client) -> None:
     assert refused(client.post(f"{PATH}/count_tokens", json={**fields, "model": "x"}), 404)
 
 
-_SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
+_SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8)
+)
 _TYPES = st.sampled_from(["text", "image", "tool_use", "tool_result", "thinking", "url", "base64"])
 _ANYTHING = st.recursive(
     _SCALARS | _TYPES,

@@ -307,7 +307,7 @@ def test_every_route_wants_the_admin_key_before_it_reads_a_body(serve: Serve) ->
     routes = {
         (method.upper(), path)
         for path, methods in app.openapi()["paths"].items()
-        if path.startswith("/admin")
+        if path.startswith(ADMIN)
         for method in methods
     }
     assert routes == {(method, ADMIN + path) for method, path, _ in CALLS}

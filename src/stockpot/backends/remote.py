@@ -314,9 +314,12 @@ class _Reading:
         self._parser = parser
         self._stream = stream
         self._over = False
+        self._failure: UpstreamError | None = None
 
     async def next(self) -> Sequence[Event] | None:
-        """None: there are no more."""
+        """None: there are no more. What came before a failure is given out before it is raised."""
+        if self._failure is not None:
+            raise self._failure
         if self._over:
             return None
         if not self._stream:
@@ -324,10 +327,16 @@ class _Reading:
             return self._parser.whole(await self._exchange.whole())
         parser = self._parser
         events: list[Event] = []
-        for payload in await self._payloads():
-            events += parser.event(payload)
-            if parser.done:
-                break
+        try:
+            for payload in await self._payloads():
+                events += parser.event(payload)
+                if parser.done:
+                    break
+        except UpstreamError as error:
+            if not events:
+                raise
+            self._failure = error
+            return events
         if parser.done:
             # Of the body at most its end is missing: the connection can be kept.
             self._exchange.complete = self._over = True

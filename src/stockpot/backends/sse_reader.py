@@ -21,6 +21,8 @@ class SseReader:
     say in the payload what it is. `error: {...}`, as older llama-server sends it, is a payload too. Fields of
     other names are skipped, as the standard asks; a line that is no field at all raises BrokenStream, so that
     a page of HTML is not taken for a silent stream. What is kept between pieces is at most `event_bytes_max`.
+
+    Payloads before the place where a stream breaks are given out first: `broken` is raised by the next call.
     """
 
     def __init__(self, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
@@ -29,21 +31,32 @@ class SseReader:
         self._data: list[bytes] = []
         self._held_bytes = 0
         self._after_cr = False
+        self.broken: BrokenStream | None = None
 
     def feed(self, piece: bytes) -> list[bytes]:
-        """The payloads that are complete now, in order."""
+        """The payloads that are complete now, in order. Raises BrokenStream where there are none."""
+        events: list[bytes] = []
+        try:
+            self._feed(piece, events)
+        except BrokenStream as error:
+            if not events:
+                raise
+            self.broken = error
+        return events
+
+    def _feed(self, piece: bytes, events: list[bytes]) -> None:
+        if self.broken is not None:
+            raise self.broken
         piece = self._with_lf(piece)
         if b"\n" not in piece:
             self._hold(piece, self._rest)
-            return []
+            return
         if self._rest:
             piece = b"".join((*self._rest, piece))
             self._held_bytes -= sum(map(len, self._rest))
             self._rest.clear()
         lines = piece.split(b"\n")
-        if last := lines.pop():
-            self._hold(last, self._rest)
-        events: list[bytes] = []
+        last = lines.pop()
         for line in lines:
             if line:
                 self._line(line)
@@ -51,7 +64,8 @@ class SseReader:
                 events.append(self._data[0] if len(self._data) == 1 else b"\n".join(self._data))
                 self._held_bytes -= sum(map(len, self._data))
                 self._data.clear()
-        return events
+        if last:
+            self._hold(last, self._rest)
 
     def _with_lf(self, piece: bytes) -> bytes:
         if self._after_cr and piece:

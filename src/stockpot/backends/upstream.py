@@ -49,6 +49,7 @@ class Upstream:
             **headers,
         }
         self._session: ClientSession | None = None
+        self._responses: set[ClientResponse] = set()
         self._draining: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -71,8 +72,10 @@ class Upstream:
         )
 
     async def close(self) -> None:
-        """Close all connections, those in use too. Idempotent."""
+        """Close all connections, those in use too; whoever reads one is woken with an error. Idempotent."""
         session, self._session = self._session, None
+        for response in tuple(self._responses):
+            response.close()
         for task in tuple(self._draining):
             task.cancel()
         if session is not None:
@@ -153,6 +156,7 @@ class Upstream:
         except (ClientError, OSError, ValueError) as error:
             raise self.fail.of_exchange(error, answering=False) from error
         exchange = Exchange(response, limits, self.fail)
+        self._responses.add(response)
         try:
             if response.status != 200:
                 told = await exchange.error_body()
@@ -161,6 +165,7 @@ class Upstream:
                 raise self.fail.error("format", "compressed its answer, though it was asked not to.")
             yield exchange
         finally:
+            self._responses.discard(response)
             self._finish(response, reusable=exchange.complete)
 
     def _finish(self, response: ClientResponse, *, reusable: bool) -> None:
@@ -215,6 +220,8 @@ class Exchange:
                 raise self._fail.instead_of_stream(await self.error_body())
             self._sse = SseReader()
         try:
+            if self._sse.broken is not None:
+                raise self._sse.broken
             while piece := await self._piece():
                 if payloads := self._sse.feed(piece):
                     return payloads

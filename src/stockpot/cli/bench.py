@@ -52,6 +52,7 @@ def register(app: typer.Typer) -> None:
     _add_faults(group)
     _add_soak(group)
     _add_eviction(group)
+    _add_gateway(group)
     app.add_typer(group, name="bench")
 
 
@@ -237,6 +238,37 @@ def _add_eviction(group: typer.Typer) -> None:
         plan = EvictionPlan.quick(traces) if quick else EvictionPlan(traces)
         with _progress() as progress:
             result = measure_eviction(plan, progress=progress)
+        _finish(result, out)
+
+
+def _add_gateway(group: typer.Typer) -> None:
+    @group.command()
+    def gateway(
+        rounds: Annotated[
+            int, typer.Option(min=1, max=20, help="Rounds; each measures every server in turn.")
+        ] = 5,
+        litellm: Annotated[
+            bool, typer.Option(help="Measure LiteLLM's proxy too; installed in the cache folder, 650 MB.")
+        ] = True,
+        out: _Out = None,
+        quick: _Quick = False,
+    ) -> None:
+        """What the gateway costs: a provider that answers at once, with it, without it, and behind LiteLLM.
+
+        HTTP and JSON included; keys, limits, ledger and metrics on. Requests a second at 16 connections, time
+        added at one connection and at 500 requests/s, delay of the chunks of 100 streams, memory over 200,000
+        requests. Takes about fifteen minutes. Exits with 1 where a floor is missed.
+        """
+        from stockpot.bench.gateway_overhead import OverheadPlan, measure_overhead
+        from stockpot.bench.peer_litellm import LiteLLMPeer
+        from stockpot.settings import load_settings
+
+        plan = OverheadPlan.quick() if quick else OverheadPlan(rounds=rounds)
+        others = [LiteLLMPeer(load_settings().cache_dir)] if litellm else []
+        with _progress() as progress:
+            for peer in others:
+                peer.prepare(progress)
+            result = _run(measure_overhead(plan, others, progress=progress))
         _finish(result, out)
 
 

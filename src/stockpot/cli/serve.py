@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -129,12 +132,12 @@ def _serve(config: Path | None, overrides: dict[str, Any], log_level: LogLevel) 
 
     from stockpot.cli.progress import terminal_progress
     from stockpot.runtime import open_runtime
-    from stockpot.settings import load_settings
+    from stockpot.settings import config_path, load_settings
     from stockpot.telemetry.logs import configure_logging
     from stockpot.wire.server import listen
 
     settings = load_settings(config, **overrides)
-    configure_logging(log_level)
+    configure_logging(log_level, settings.telemetry.log_format)
     # After each decode the engine's thread must have the interpreter back quickly; Python's default lets the
     # event loop keep it for 5 ms, several times a decode step of a small model. Concerns the whole process,
     # so it is set here and nowhere in the library.
@@ -145,34 +148,45 @@ def _serve(config: Path | None, overrides: dict[str, Any], log_level: LogLevel) 
         if settings.engine.enabled:
             with terminal_progress(Console(stderr=True)) as progress:
                 runtime = stack.enter_context(closing(open_runtime(settings, progress=progress)))
-        uvloop.run(_run(runtime, settings, listener, console))
+        reread = partial(load_settings, config, **overrides)
+        watched = config_path(config)
+        uvloop.run(_run(runtime, settings, listener, console, config=watched, reread=reread))
 
 
 async def _run(
-    runtime: Runtime | None, settings: Settings, listener: socket.socket, console: Console
+    runtime: Runtime | None,
+    settings: Settings,
+    listener: socket.socket,
+    console: Console,
+    *,
+    config: Path | None,
+    reread: Callable[[], Settings],
 ) -> None:
     """Put the server together, serve until a signal, take it apart."""
+    import asyncio
+
     from stockpot.clock import SystemClock
+    from stockpot.config_watch import ConfigWatch
     from stockpot.serving import open_serving
-    from stockpot.telemetry.metrics import Metrics
     from stockpot.wire.app import application
     from stockpot.wire.server import Server
-    from stockpot.wire.service import Service
 
     clock = SystemClock()
-    serving = open_serving(settings, runtime.backend if runtime else None, clock=clock)
-    metrics = Metrics(runtime.engine_stats if runtime else None)
-    if runtime is not None:
-        runtime.observers.append(metrics)
+    if runtime is None:
+        serving = open_serving(settings, None, clock=clock)
+    else:
+        serving = open_serving(settings, runtime.backend, clock=clock, stats=runtime.engine_stats)
+        runtime.observers.append(serving.service.metrics)
+    watch = ConfigWatch(config, reread, serving.reload, clock)
     try:
         await serving.start()
-        service = Service(
-            serving.gateway, settings, metrics, clock, serving.identity, serving.accounts, serving.keys
-        )
-        server = Server(application(service), serving, drain_s=settings.server.drain_s)
+        server = Server(application(serving.service), serving, drain_s=settings.server.drain_s)
+        watch.start()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, watch.request)
         _print_banner(runtime, serving, settings.server.host, listener.getsockname()[1], console)
         await server.serve([listener])
     finally:
+        await watch.stop()
         # Harmless a second time: after a drain there is nothing left to end.
         await serving.stop(drain=False)
     console.print("Stopped.")

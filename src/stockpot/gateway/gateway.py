@@ -96,10 +96,6 @@ class Gateway(Backend):
         if self._settling:
             await asyncio.wait(set(self._settling))
 
-    def observe_with(self, observers: Sequence[RecordObserver]) -> None:
-        """These are told of every request too."""
-        self._observers += tuple(observers)
-
     def generate(self, request: ChatRequest | CompletionRequest) -> AsyncGenerator[Event]:
         return self._run(self._course, request)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from importlib import import_module
 from typing import Any
@@ -37,6 +38,8 @@ _INSTRUCTION = (
 class PatternCheck(Check):
     """The text, without white space around it, must match a regular expression from end to end."""
 
+    is_about_form = True
+
     def __init__(self, pattern: str) -> None:
         try:
             self._pattern: regex.Pattern[str] = regex.compile(pattern)
@@ -56,6 +59,8 @@ class PatternCheck(Check):
 
 class SchemaCheck(Check):
     """The text must be JSON that satisfies a schema."""
+
+    is_about_form = True
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         plain = dict(schema)
@@ -98,9 +103,13 @@ class ClassifierCheck(Check):
 
     async def _score(self, text: str) -> float:
         if inspect.iscoroutinefunction(self._classify):
-            return float(await self._classify(text))
-        result = await asyncio.to_thread(self._classify, text)
-        return float(await result if inspect.isawaitable(result) else result)
+            score = float(await self._classify(text))
+        else:
+            result = await asyncio.to_thread(self._classify, text)
+            score = float(await result if inspect.isawaitable(result) else result)
+        if math.isnan(score):  # which is below every threshold
+            raise ValueError("the score is not a number")
+        return score
 
 
 class JudgeCheck(Check):

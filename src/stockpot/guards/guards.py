@@ -6,22 +6,16 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from contextlib import aclosing
 from dataclasses import replace
 
-from stockpot.errors import ConfigurationError, GuardRefused, UnsupportedField
-from stockpot.events import Delta, Event, Finished, Notice, ToolCallDelta
+from stockpot.errors import ConfigurationError, UnsupportedField
+from stockpot.events import Delta, Event, Finished, Notice
+from stockpot.guards.answer_texts import HeldAnswer, Windows
 from stockpot.guards.checks import Ask, ClassifierCheck, JudgeCheck, PatternCheck, SchemaCheck, load_function
 from stockpot.guards.counts import GuardCounts, Told
 from stockpot.guards.finders import Finder, Kind, personal_kinds, secret_kinds, word_kinds
-from stockpot.guards.redaction import StreamWindow, inspected, refusal
+from stockpot.guards.redaction import RuleRefused, inspected, refusal
+from stockpot.guards.request_texts import mapped, texts
 from stockpot.guards.rule import Rule, Scope
-from stockpot.requests import (
-    AnyRequest,
-    ChatRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    GenerationRequest,
-    Message,
-    TextPart,
-)
+from stockpot.requests import AnyRequest, GenerationRequest
 from stockpot.settings_guards import GuardSettings, Stage
 
 
@@ -43,16 +37,16 @@ class Guards:
         if not rules:
             return request
         told = Told(notices)
-        texts: list[str] = []
-
-        def clean(text: str) -> str:
-            texts.append(text)
-            return inspected(text, rules, "input", told, self._counts)
-
-        cleaned = _mapped(request, clean)
-        for rule in rules:
-            if rule.check is not None:
-                await self._checked(rule, "\n\n".join(texts), "input", told)
+        redacting = [rule for rule in rules if rule.action == "redact"]
+        cleaned = mapped(
+            request,
+            lambda text: inspected(text, rules, "input", told, self._counts),
+            lambda text: inspected(text, redacting, "input", Told([]), GuardCounts()),
+        )
+        checks = [rule for rule in rules if rule.check is not None]
+        if checks and (text := "\n\n".join(texts(cleaned))):
+            for rule in checks:
+                await self._checked(rule, text, "input", told)
         return cleaned
 
     def answer(
@@ -65,9 +59,11 @@ class Guards:
         rules = self._covering(request, "output")
         if not rules:
             return run()
-        if request.generation.logprobs is not None and any(rule.action == "redact" for rule in rules):
+        if request.generation.logprobs is not None and any(
+            rule.finder is not None and rule.action in ("redact", "refuse") for rule in rules
+        ):
             raise UnsupportedField(
-                "Log probabilities would show what this server's guards redact; leave 'logprobs' out.",
+                "Log probabilities would show what this server's guards hold back; leave 'logprobs' out.",
                 param="logprobs",
             )
         told = Told(notices)
@@ -93,138 +89,44 @@ class Guards:
         self, rules: Sequence[Rule], run: Callable[[], AsyncGenerator[Event]], told: Told
     ) -> AsyncGenerator[Event]:
         """Each text of the answer through a window of its own."""
-        windows = _Windows(rules, told, self._counts)
+        windows = Windows(rules, told, self._counts)
         async with aclosing(run()) as events:
             async for event in events:
                 if isinstance(event, Delta):
-                    yield windows.through(event)
-                elif isinstance(event, Finished):
-                    rest = windows.rest(event.choice)
-                    if rest is not None:
-                        yield rest
-                    yield event
-                else:
-                    yield event
+                    for delta in windows.through(event):
+                        yield delta
+                    continue
+                if isinstance(event, Finished):
+                    for delta in windows.rest(event.choice):
+                        yield delta
+                yield event
 
     async def _whole(
         self, rules: Sequence[Rule], run: Callable[[], AsyncGenerator[Event]], told: Told
     ) -> AsyncGenerator[Event]:
         """What says how a request waits goes out at once; the answer when all of it has passed."""
-        again = any(rule.action == "retry" for rule in rules)
+        is_first = True
         while True:
-            held: list[Event] = []
-            texts: dict[int, list[str]] = {}
+            answer = HeldAnswer()
             try:
                 async with aclosing(self._streamed(rules, run, told)) as events:
                     async for event in events:
-                        if isinstance(event, Delta):
-                            texts.setdefault(event.choice, []).append(event.text)
-                        if isinstance(event, Delta | Finished) or held:
-                            held.append(event)
-                        else:
+                        # A second try is in place already, as far as the client is told.
+                        if not answer.holds(event) and is_first:
                             yield event
                 for rule in rules:
                     if rule.check is not None:
-                        for parts in texts.values():
-                            await self._checked(rule, "".join(parts), "output", told)
-            except GuardRefused as error:
-                if not again or not _may_retry(rules, error):
+                        for text in answer.texts(rule.check):
+                            await self._checked(rule, text, "output", told)
+            except RuleRefused as error:
+                if not is_first or error.rule.action != "retry":
                     raise
-                again = False
-                told.add("retry", "retry", "output", ["what a rule does not allow"])
+                is_first = False
+                told.add(error.rule.name, "retry", "output", ["what it does not allow"])
                 continue
-            for event in held:
+            for event in answer.events:
                 yield event
             return
-
-
-def _may_retry(rules: Sequence[Rule], error: GuardRefused) -> bool:
-    return any(rule.action == "retry" and f"guard {rule.name!r} " in str(error) for rule in rules)
-
-
-class _Windows:
-    """The windows of one answer: text, reasoning, refusal and the arguments of each tool call, by choice."""
-
-    def __init__(self, rules: Sequence[Rule], told: Told, counts: GuardCounts) -> None:
-        self._rules, self._told, self._counts = rules, told, counts
-        self._windows: dict[tuple[int, str], StreamWindow] = {}
-
-    def through(self, delta: Delta) -> Delta:
-        def passed(channel: str, text: str) -> str:
-            return self._window(delta.choice, channel).push(text) if text else ""
-
-        calls = tuple(
-            replace(call, arguments=passed(f"call {call.index}", call.arguments)) for call in delta.tool_calls
-        )
-        return replace(
-            delta,
-            text=passed("text", delta.text),
-            reasoning=passed("reasoning", delta.reasoning),
-            refusal=passed("refusal", delta.refusal),
-            tool_calls=calls,
-        )
-
-    def rest(self, choice: int) -> Delta | None:
-        """What the windows of a choice still hold."""
-        rests = {key[1]: window.finish() for key, window in self._windows.items() if key[0] == choice}
-        if not any(rests.values()):
-            return None
-        calls = tuple(
-            ToolCallDelta(int(channel.removeprefix("call ")), arguments=text)
-            for channel, text in rests.items()
-            if channel.startswith("call ") and text
-        )
-        return Delta(
-            choice,
-            rests.get("text", ""),
-            reasoning=rests.get("reasoning", ""),
-            refusal=rests.get("refusal", ""),
-            tool_calls=calls,
-        )
-
-    def _window(self, choice: int, channel: str) -> StreamWindow:
-        key = (choice, channel)
-        if key not in self._windows:
-            self._windows[key] = StreamWindow(self._rules, self._told, self._counts)
-        return self._windows[key]
-
-
-def _mapped(request: AnyRequest, clean: Callable[[str], str]) -> AnyRequest:
-    """The request with every text passed through `clean`. Raises GuardRefused for token ids: rules read
-    text."""
-    if isinstance(request, ChatRequest):
-        messages = tuple(_mapped_message(message, clean) for message in request.messages)
-        same = all(a is b for a, b in zip(messages, request.messages, strict=True))
-        return request if same else replace(request, messages=messages)
-    if isinstance(request, CompletionRequest):
-        if not isinstance(request.prompt, str):
-            raise _unreadable()
-        return replace(request, prompt=clean(request.prompt))
-    assert isinstance(request, EmbeddingRequest)
-    texts: list[str] = []
-    for each in request.inputs:
-        if not isinstance(each, str):
-            raise _unreadable()
-        texts.append(clean(each))
-    return replace(request, inputs=tuple(texts))
-
-
-def _mapped_message(message: Message, clean: Callable[[str], str]) -> Message:
-    content = clean(message.content)
-    calls = tuple(replace(call, arguments=clean(call.arguments)) for call in message.tool_calls)
-    if content == message.content and calls == message.tool_calls:
-        return message
-    parts = tuple(
-        TextPart(clean(part.text)) if isinstance(part, TextPart) else part for part in message.parts
-    )
-    return replace(message, content=content, parts=parts, tool_calls=calls)
-
-
-def _unreadable() -> GuardRefused:
-    return GuardRefused(
-        "This server's guards read text, and token ids are none; send the prompt as text.",
-        code="guard_refused_input",
-    )
 
 
 def _rule(name: str, settings: GuardSettings, ask: Ask) -> Rule:

@@ -34,13 +34,22 @@ def inspected(text: str, rules: Sequence[Rule], stage: Stage, told: Told, counts
     return text
 
 
-def refusal(rule: Rule, stage: Stage, objection: str) -> GuardRefused:
+class RuleRefused(GuardRefused):
+    """The refusal of one rule."""
+
+    def __init__(self, message: str, *, rule: Rule, code: str) -> None:
+        super().__init__(message, code=code)
+        self.rule = rule
+
+
+def refusal(rule: Rule, stage: Stage, objection: str) -> RuleRefused:
     """The error of a rule, which never quotes what was found."""
     what = "request" if stage == "input" else "answer"
     advice = "Change it" if stage == "input" else "Ask differently"
-    return GuardRefused(
+    return RuleRefused(
         f"The guard {rule.name!r} refused the {what}: it {objection}. {advice}, or ask your operator about"
         f" the rule (guards.{rule.name}).",
+        rule=rule,
         code="guard_refused_input" if stage == "input" else "guard_refused_output",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from stockpot.guards.finders import Finder
 from stockpot.requests import Generation
@@ -44,7 +45,10 @@ class Rule:
 
 
 class Check(ABC):
-    """Looks at a whole text."""
+    """Looks at a whole text. `is_about_form`: of an answer it is the text, empty or not, and tool calls are
+    none; else it is all that is said."""
+
+    is_about_form: ClassVar[bool] = False
 
     @abstractmethod
     async def objection(self, text: str) -> str | None:

@@ -7,7 +7,7 @@ one writer. What is, is read from the engine's snapshot when somebody scrapes. N
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -29,11 +29,18 @@ _TOKENS = (1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536
 class Metrics(Collector):
     """An `engine.reports.Observer` and the source of /metrics.
 
-    `stats` gives the engine's snapshot; it is called once a scrape.
+    `stats` gives the engine's snapshot; it is called once a scrape. None: there is no engine, and no families
+    of one. `more` are families of other parts, read at each scrape too.
     """
 
-    def __init__(self, stats: Callable[[], EngineStats] | None) -> None:
+    def __init__(
+        self,
+        stats: Callable[[], EngineStats] | None,
+        *,
+        more: Sequence[Callable[[], Iterable[Metric]]] = (),
+    ) -> None:
         self._stats = stats
+        self._more = tuple(more)
         self._ttft_s = Histogram(_LATENCY_S)
         self._inter_token_s = Histogram(_STEP_S)
         self._queue_s = Histogram(_LATENCY_S)
@@ -87,8 +94,10 @@ class Metrics(Collector):
             stats = self._stats()
             yield from self._engine_families(stats)
             yield from self._cache.families(stats)
-        yield from self._event_families()
+            yield from self._event_families()
         yield from self._http_families()
+        for families in self._more:
+            yield from families()
 
     def _step(self, report: StepReport) -> None:
         self._step_s.observe(report.duration_s)

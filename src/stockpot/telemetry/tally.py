@@ -46,6 +46,29 @@ class Histogram:
         return buckets
 
 
+class Histograms:
+    """One histogram for each label, all with the same bounds; beyond `limit` labels, the rest is `other`."""
+
+    __slots__ = ("_bounds", "_by_label", "_limit")
+
+    def __init__(self, bounds: Sequence[float], limit: int = 64) -> None:
+        self._bounds = tuple(bounds)
+        self._limit = limit
+        self._by_label: dict[str, Histogram] = {}
+
+    def observe(self, label: str, value: float) -> None:
+        """Count one value."""
+        known = self._by_label.get(label)
+        if known is None:
+            label = label if len(self._by_label) < self._limit else "other"
+            known = self._by_label.setdefault(label, Histogram(self._bounds))
+        known.observe(value)
+
+    def labelled(self) -> list[tuple[tuple[str, ...], Histogram]]:
+        """All of them, for a reader on another thread."""
+        return [((label,), tally) for label, tally in self._by_label.copy().items()]
+
+
 class Counts:
     """Totals by label values. Beyond `limit` combinations everything new is counted as `other`: labels come
     from codes in the program, and the bound holds even where one of them turns out to come from outside."""

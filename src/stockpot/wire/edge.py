@@ -17,6 +17,7 @@ from stockpot.wire.errors import internal_failure
 
 _LOG = logging.getLogger(__name__)
 _REQUEST_ID = b"x-request-id"
+_ANTHROPIC_REQUEST_ID = b"request-id"  # what Anthropic's clients read
 _REQUEST_ID_LENGTH_MAX = 128
 _CLIENT_GONE = 499  # nginx's number for an answer nobody waited for; only ever seen in metrics and logs
 
@@ -48,13 +49,23 @@ class Edge:
             nonlocal status, started
             if message["type"] == "http.response.start":
                 status, started = message["status"], True
-                message["headers"] = [*message["headers"], (_REQUEST_ID, request_id.encode())]
+                message["headers"] = [
+                    *message["headers"],
+                    (_REQUEST_ID, request_id.encode()),
+                    (_ANTHROPIC_REQUEST_ID, request_id.encode()),
+                ]
             await send(message)
 
         try:
             await self._app(scope, receive, send_marked)
         except Exception:  # the one place that may catch everything: the alternative is a bare 500
-            _LOG.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
+            _LOG.exception(
+                "request %s failed: %s %s",
+                request_id,
+                scope["method"],
+                scope["path"],
+                extra={"request_id": request_id},
+            )
             if started:
                 raise  # the server closes the connection: the client sees that the answer is not whole
             await internal_failure(scope["path"], request_id)(scope, receive, send_marked)
