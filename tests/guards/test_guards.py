@@ -111,7 +111,7 @@ def said(events: list[Event], choice: int = 0) -> str:
     return "".join(event.text for event in events if isinstance(event, Delta) and event.choice == choice)
 
 
-# --- Input ---------------------------------------------------------------------------------------------------
+# --- Input --------------------------------------------------------------------------------------------------
 
 
 async def test_secrets_are_redacted_in_every_turn_and_every_call() -> None:
@@ -261,14 +261,15 @@ async def test_the_judge_reads_what_the_model_would() -> None:
     assert around.totals()["judge", "input", "refuse"] == 1
 
 
-# --- Answers -------------------------------------------------------------------------------------------------
+# --- Answers ------------------------------------------------------------------------------------------------
 
 
 async def test_a_stream_is_held_only_as_far_as_needed() -> None:
     around = Around(secrets={**SECRETS, "action": "redact"})
     events = await around.given(answer("Hello, ", "use AKIAIOSF", "ODNN7EXAM", "PLE for ", "it."))
     texts = [event.text for event in events if isinstance(event, Delta)]
-    assert texts == ["Hello, ", "use ", "", f"{GONE} for ", "it."]
+    # "it." may still become an address with a password in it.
+    assert texts == ["Hello, ", "use ", "", f"{GONE} for ", "", "it."]
     assert [type(event) for event in events if not isinstance(event, Delta)] == [
         Queued,
         Started,
@@ -299,7 +300,7 @@ async def test_a_stream_is_refused_where_the_finding_is_complete() -> None:
 
     with pytest.raises(GuardRefused) as refused:
         async for event in around.guards.answer(chat("hi"), run, around.notices):
-            seen.append(event)  # noqa: PERF401  what came before the error counts
+            seen.append(event)
     assert said(seen) == "I saw a "
     assert refused.value.code == "guard_refused_output"
     assert closed == [True]
@@ -347,10 +348,10 @@ async def test_blocks_stay_in_order() -> None:
         if isinstance(event, Delta):
             order += [event.reasoning, event.signature, event.text]
             order += [f"{call.index}:{call.arguments}" for call in event.tool_calls]
-    assert "".join(order) == "think sk-signedtext 0:0:args sk-1:moresk-" or "".join(order) == (
-        "think sk-signedtext sk-0:args 0:sk-1:more"
-    )
-    assert "".join(order).index("sk-signed") < "".join(order).index("text")
+    assert [piece for piece in order if piece] == [
+        *("think ", "sk-", "signed", "text ", "sk-"),
+        *("0:args ", "0:sk-", "1:", "1:more"),
+    ]
 
 
 async def test_one_delta_with_several_texts_loses_none() -> None:
@@ -386,7 +387,8 @@ async def test_channels_keep_their_texts_and_their_order(pieces: list[tuple[str,
     def delta(channel: str, text: str) -> Delta:
         if channel.startswith("call"):
             return Delta(0, "", tool_calls=(ToolCallDelta(int(channel[-1]), arguments=text),))
-        return Delta(0, **{"text": "", channel: text})
+        fields: dict[str, Any] = {"text": "", channel: text}
+        return Delta(0, **fields)
 
     def flat(events: list[Event]) -> list[tuple[str, str]]:
         blocks: list[tuple[str, str]] = []
@@ -416,7 +418,7 @@ async def test_log_probabilities_do_not_go_past_a_rule() -> None:
         assert said(await Around(rule=rule).given(answer("hi"), request=chat("hi", logprobs=0))) == "hi"
 
 
-# --- Whole answers -------------------------------------------------------------------------------------------
+# --- Whole answers ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -455,7 +457,7 @@ async def test_nothing_of_an_answer_goes_out_before_it_has_passed() -> None:
 
     with pytest.raises(GuardRefused):
         async for event in around.guards.answer(chat("hi"), run, around.notices):
-            seen.append(event)  # noqa: PERF401  what came before the error counts
+            seen.append(event)
     assert seen == [Queued(1), Queued(0), Started(3, {}, 0.0)]
 
 

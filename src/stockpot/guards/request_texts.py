@@ -93,8 +93,10 @@ def _agreed(
     joined = "".join(texts_only)
     if joined == content or len(texts_only) < 2:
         return content, tuple(cleaned)
-    # Something lies across two parts, and neither shows it alone: their texts become one, in the first place.
     content = quiet(joined)
+    if content == joined:
+        return content, tuple(cleaned)
+    # Something lies across two parts, and neither shows it alone: their texts become one, in the first place.
     first = next(n for n, part in enumerate(cleaned) if isinstance(part, TextPart))
     kept: list[Part] = [part for part in cleaned if not isinstance(part, TextPart)]
     kept.insert(first, TextPart(content))
