@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stockpot.clock import VirtualClock
-from stockpot.config_watch import ConfigWatch, unreloadable
+from stockpot.config_watch import ConfigWatch, print_of, unreloadable
 from stockpot.errors import ConfigurationError
 from stockpot.settings import Settings, load_settings
 
@@ -157,6 +157,16 @@ async def test_a_touched_file_is_read_again(tmp_path: Path) -> None:
     async with watching(file, file, applied):
         os.utime(file, (1, 1))
         await until(lambda: applied.retries == [3])
+
+
+async def test_a_change_while_the_server_started_is_seen(tmp_path: Path) -> None:
+    file, applied = written(tmp_path / "a.toml", 3), Applied()
+    since = print_of(file)
+    written(file, 10)
+    watch = ConfigWatch(file, lambda: load_settings(file), applied, VirtualClock(), poll_s=0.01, since=since)
+    watch.start()
+    await until(lambda: applied.retries == [10])
+    await watch.stop()
 
 
 async def test_what_needs_a_restart_is_named() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stockpot import __version__
 from stockpot.accounts.database import Database
 from stockpot.accounts.prices import PriceBook
 from stockpot.allowances.redis_store import RedisStore
@@ -21,6 +22,7 @@ from stockpot.routing.router import Router
 from stockpot.settings import Settings
 from stockpot.settings_gateway import RouteSettings
 from stockpot.settings_problems import nearest, unknown_variables
+from stockpot.telemetry.tracing import open_spans
 
 OTHER_VARIABLES = ("STOCKPOT_ADMIN_KEY",)
 """Variables of the command line that are no settings."""
@@ -151,6 +153,7 @@ def _check_state(settings: Settings, findings: Findings) -> None:
         url = database.get_secret_value()
         if not url.startswith("sqlite"):  # which would be created
             findings.attempt(lambda: Database(url).close())
+    findings.attempt(lambda: _trace(settings))
     if settings.allowances.redis_url is not None:
         findings.attempt(lambda: RedisStore(settings.allowances))
     if not (settings.engine.enabled and settings.cache.enabled):
@@ -167,6 +170,12 @@ def _check_state(settings: Settings, findings: Findings) -> None:
             Sealing(secret, cache.encrypt)
         except ValueError as error:
             findings.errors.append(f"cache.secret and cache.encrypt do not fit: {error}.")
+
+
+def _trace(settings: Settings) -> None:
+    """Open what sends traces and end it with nothing sent."""
+    _, end = open_spans(settings.telemetry, __version__, dict)
+    end()
 
 
 def _check_access(settings: Settings, findings: Findings) -> None:

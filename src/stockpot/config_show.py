@@ -57,14 +57,6 @@ class Sources:
         return {text.removeprefix("env:") for text in texts if text.startswith("env:")}
 
 
-def settings_file(config: Path | None) -> Path | None:
-    """The file `load_settings` reads: the given one, or ./stockpot.toml where it exists."""
-    if config is not None:
-        return config
-    default = Path("stockpot.toml")
-    return default if default.is_file() else None
-
-
 def values(settings: Settings, sources: Sources) -> list[Value]:
     """All settings, those of one section together, sections after the values beside them."""
     found: list[Value] = []

@@ -31,7 +31,7 @@ RESTART_SECTIONS = (
 )
 """What is made once, when a server starts. Everything else can be replaced while it runs."""
 
-_Print = tuple[int, int, int, int] | None
+FilePrint = tuple[int, int, int, int] | None
 """What tells one content of a file from another without reading it; None: there is no file."""
 
 
@@ -56,13 +56,16 @@ class ConfigWatch:
         clock: Clock,
         *,
         poll_s: float = POLL_S,
+        since: FilePrint = None,
     ) -> None:
-        """`path` None: there is no file, and reloads happen only on request."""
+        """`path` None: there is no file, and reloads happen only on request. `since` is how the file looked
+        before the settings in force were read from it, None: as it looks at the start."""
         self._path = path
         self._load = load
         self._apply = apply
         self._clock = clock
         self._poll_s = poll_s
+        self._since = since
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.reloads = 0
@@ -74,9 +77,9 @@ class ConfigWatch:
         """When one last succeeded (Unix time)."""
 
     def start(self) -> None:
-        """From now on; settings were loaded just before."""
+        """Watch from now on."""
         if self._task is None:
-            self._task = asyncio.create_task(self._watch(_print_of(self._path)))
+            self._task = asyncio.create_task(self._watch(self._since or print_of(self._path)))
 
     async def stop(self) -> None:
         """A reload under way ends first. Harmless a second time."""
@@ -89,13 +92,13 @@ class ConfigWatch:
         """Reload soon, changed or not. On the event loop; several at once are one."""
         self._wanted.set()
 
-    async def _watch(self, loaded: _Print) -> None:
+    async def _watch(self, loaded: FilePrint) -> None:
         seen = loaded
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_s if self._path is not None else None):
                     await self._wanted.wait()
-            now = await asyncio.to_thread(_print_of, self._path)
+            now = await asyncio.to_thread(print_of, self._path)
             if self._wanted.is_set() or (now == seen and now != loaded):
                 # Cleared before the file is read: who asks from here on means a later content.
                 self._wanted.clear()
@@ -148,7 +151,8 @@ def _changed(old: object, new: object, path: str) -> Generator[str]:
         yield path
 
 
-def _print_of(path: Path | None) -> _Print:
+def print_of(path: Path | None) -> FilePrint:
+    """How a file looks now, whatever links lead to it."""
     if path is None:
         return None
     try:

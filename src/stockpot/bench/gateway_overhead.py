@@ -299,12 +299,14 @@ def _added(medians: Medians, load: str, what: str, name: str) -> float | None:
 
 
 def _notes(medians: Medians, others: Sequence[GatewayPeer]) -> tuple[str, ...]:
-    notes = [
-        f"{peer.name}: {medians[_OURS, 'many'].per_s / medians[peer.name, 'many'].per_s:.1f} x its requests/s,"
-        f" {medians[peer.name, 'many'].cpu_us_per_request / medians[_OURS, 'many'].cpu_us_per_request:.1f} x"
-        " less processor time a request."
-        for peer in others
-    ]
+    ours = medians[_OURS, "many"]
+    notes: list[str] = []
+    for peer in others:
+        theirs = medians[peer.name, "many"]
+        notes.append(
+            f"Beside {peer.name}: {ours.per_s / theirs.per_s:.1f} x the requests/s, with"
+            f" 1/{theirs.cpu_us_per_request / ours.cpu_us_per_request:.1f} of the processor time for each."
+        )
     missing = [peer.name for peer in others if (peer.name, "rate") not in medians]
     if missing:
         notes.append(f"Could not carry the fixed rate, so it was not sent to: {', '.join(missing)}.")

@@ -77,8 +77,8 @@ class GatewayPeer(ABC):
 
 
 class StockpotGateway(GatewayPeer):
-    """`stockpot serve` without an engine: one process, one virtual key of a team, limits of both kinds, prices,
-    ledger in SQLite, metrics."""
+    """`stockpot serve` without an engine: one process; a virtual key of a team, limits of both, prices, ledger,
+    metrics."""
 
     name = "stockpot"
 

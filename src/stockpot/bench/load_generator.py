@@ -1,8 +1,8 @@
-"""Load on an OpenAI chat endpoint from a process of its own, cheaply: it shares the processors with the server.
+"""Load on an OpenAI chat endpoint from a process of its own, cheaply: it shares processors with the server.
 
-`python -m stockpot.bench.load_generator`, a plan as JSON on stdin, the reading as JSON on stdout; `run_load` does
-that. A request costs it some 15 us: connections are kept, requests are bytes with a number put in, answers
-are looked at just closely enough to know their end.
+`python -m stockpot.bench.load_generator` takes a plan as JSON on stdin and gives a reading as JSON on stdout;
+`run_load` does that. A request costs it some 15 us: connections are kept, requests are bytes with a number
+put in, answers are looked at just closely enough to know their end.
 
 Closed loop: `connections` clients, each asks again as soon as it is answered. Open loop (`rate_per_s`):
 requests come at their times whatever the server does, and latency counts from the time a request was due,
@@ -65,8 +65,8 @@ class Times(msgspec.Struct, frozen=True):
 
 
 class LoadReading(msgspec.Struct, frozen=True):
-    """What was seen. `latency` of whole answers, from when each was due; `delay` of the chunks of streams, from
-    provider to reader. `failure` is the first one, in words."""
+    """What was seen. `latency` of whole answers, from when each was due; `delay` of the chunks of streams,
+    from provider to reader. `failure` is the first one, in words."""
 
     answered: int
     failed: int
@@ -228,10 +228,11 @@ async def _carry_out(plan: LoadPlan) -> LoadReading:
     run, requests = _Run(), _Requests(plan)
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
-    load = _Open(plan, run, requests, done) if plan.rate_per_s else _Closed(plan, run, requests, done)
+    load = _Open(plan, requests, done) if plan.rate_per_s else _Closed(plan, requests, done)
     address = urlsplit(plan.url)
+    host, port = address.hostname or "127.0.0.1", address.port or 80
     clients = [
-        (await loop.create_connection(lambda: _Client(run, load.free), address.hostname, address.port))[1]
+        (await loop.create_connection(lambda: _Client(run, load.free), host, port))[1]
         for _ in range(plan.connections)
     ]
     start_s = time.monotonic()
@@ -258,7 +259,7 @@ async def _carry_out(plan: LoadPlan) -> LoadReading:
 class _Closed:
     """Each client asks as soon as it is answered; streams once."""
 
-    def __init__(self, plan: LoadPlan, run: _Run, requests: _Requests, done: asyncio.Event) -> None:
+    def __init__(self, plan: LoadPlan, requests: _Requests, done: asyncio.Event) -> None:
         self._plan = plan
         self._requests = requests
         self._done = done
@@ -293,7 +294,7 @@ class _Closed:
 class _Open:
     """Requests at their times; one that finds no client free waits, and its latency counts that."""
 
-    def __init__(self, plan: LoadPlan, run: _Run, requests: _Requests, done: asyncio.Event) -> None:
+    def __init__(self, plan: LoadPlan, requests: _Requests, done: asyncio.Event) -> None:
         self._plan = plan
         self._requests = requests
         self._done = done

@@ -1,8 +1,8 @@
 """A provider that costs next to nothing: answers of the OpenAI chat API, made before they are asked for.
 
-`python -m stockpot.bench.mock_provider PORT CHUNKS INTERVAL_S`. A whole answer comes at once; a streamed one has
-CHUNKS tokens, one each INTERVAL_S, and each says when it was sent (monotonic seconds, which all processes of a
-machine share), so that whoever reads it knows how long it was under way. Speaks just enough HTTP/1.1 for that.
+`python -m stockpot.bench.mock_provider PORT CHUNKS INTERVAL_S`. A whole answer comes at once; a streamed one
+has CHUNKS tokens, one each INTERVAL_S, and each says when it was sent (monotonic seconds, which all processes
+of a machine share), so that whoever reads it knows how long it was under way. Speaks just enough HTTP/1.1.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _Answers:
             "completion_tokens": ANSWER_TOKENS,
             "total_tokens": PROMPT_TOKENS + ANSWER_TOKENS,
         }
-        head = {"id": "chatcmpl-mock", "created": 1, "model": MOCK_MODEL}
+        head: dict[str, object] = {"id": "chatcmpl-mock", "created": 1, "model": MOCK_MODEL}
         message = {"role": "assistant", "content": _ANSWER}
         whole = {"index": 0, "message": message, "finish_reason": "stop"}
         self.whole = _counted(200, {**head, "object": "chat.completion", "choices": [whole], "usage": usage})
@@ -79,6 +79,7 @@ class _Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        del exc
         if self._timer is not None:
             self._timer.cancel()
 

@@ -10,9 +10,8 @@ from stockpot.bench.progress import BenchProgress
 from stockpot.bench.server import ServerCommand, free_port
 from stockpot.bench.setup_steps import PythonEnvironment, Workshop
 
-# The newest whose extra `proxy` has all its parts on the package index: the releases behind it ask for versions
-# of litellm-proxy and litellm-proxy-extras that are not there. Never 1.82.7, 1.82.8 or 1.107.0, which were
-# tampered with.
+# The newest whose extra `proxy` can be installed: later releases, up to 1.110.2, ask for versions of
+# litellm-proxy and litellm-proxy-extras that the package index does not have. Never 1.82.7 or 1.82.8.
 _VERSION = "1.108.7"
 _KEY = "sk-bench-0123456789abcdef"
 _START_S = 180.0

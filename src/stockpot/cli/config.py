@@ -40,10 +40,11 @@ def _add_check(group: typer.Typer) -> None:
         the warnings.
         """
         from stockpot.config_check import check as checked
-        from stockpot.config_show import Sources, settings_file
+        from stockpot.config_show import Sources
         from stockpot.errors import ConfigurationError
+        from stockpot.settings import config_path
 
-        file = settings_file(config)
+        file = config_path(config)
         try:
             settings = _loaded(config)
         except _Wrong as wrong:
@@ -69,11 +70,11 @@ def _add_show(group: typer.Typer) -> None:
 
         Secrets are shown as their reference (env:NAME, file:PATH), or as ********.
         """
-        from stockpot.config_show import Sources, as_json, as_toml, settings_file, values
-        from stockpot.settings import load_settings
+        from stockpot.config_show import Sources, as_json, as_toml, values
+        from stockpot.settings import config_path, load_settings
 
         settings = load_settings(config)
-        shown = values(settings, Sources(settings_file(config)))
+        shown = values(settings, Sources(config_path(config)))
         if not defaults:
             shown = [value for value in shown if value.source != "default"]
         if format == "json":

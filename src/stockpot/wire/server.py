@@ -24,6 +24,9 @@ _LOG = logging.getLogger(__name__)
 _BACKLOG = 1024
 _KEEP_ALIVE_S = 60  # clients keep pools of connections; uvicorn's 5 s would race with their next request
 HEADERS_TIMEOUT_S = 60  # longer than any client needs, short enough that idle sockets do not pile up
+_UNREAD_S = 120
+"""For so long a client may leave unread what it is sent; then its connection is lost. A stream that nobody
+reads holds a place at its backend."""
 _LAST_BYTES_S = 5  # for answers that are complete and still on their way out
 
 
@@ -44,6 +47,8 @@ def listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if (option := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:
+            listener.setsockopt(socket.IPPROTO_TCP, option, _UNREAD_S * 1000)  # its connections inherit it
         listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError as error:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, field_validator
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 TTL_S: Mapping[str, int] = {"5m": 300, "1h": 3600}
 """How long what stands before a boundary may be asked to be kept, in seconds, as the wire spells it."""
@@ -18,16 +19,50 @@ TTL_S: Mapping[str, int] = {"5m": 300, "1h": 3600}
 DOCUMENT_TAG = "document:"
 """What the tag of a document begins with, and no other."""
 
+_FIELDS_MAX = 256
+"""Of an object whose fields are known. Objects that clients fill as they like (schemas) are none."""
+
 _LABEL_LENGTH_MAX = 64
 _TAGS_MAX = 16
 _TOKEN_COUNT_MAX = 2**31 - 1
 _LOGIT_BIAS_ENTRIES_MAX = 4096
 
 
+def _fail_fast(schema: Any) -> None:
+    """All lists of a schema end at their first item that does not fit."""
+    if isinstance(schema, dict):
+        parts = cast(dict[str, Any], schema)
+        if parts.get("type") == "list":
+            parts["fail_fast"] = True
+        for part in parts.values():
+            _fail_fast(part)
+    elif isinstance(schema, list | tuple):
+        for part in cast(list[Any], schema):
+            _fail_fast(part)
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, dict) and len(cast(dict[Any, Any], value)) > _FIELDS_MAX:
+        raise PydanticCustomError(
+            "too_many_fields", "Input should have at most {most} fields", {"most": _FIELDS_MAX}
+        )
+    return value
+
+
 class Shape(BaseModel):
-    """Strict: no string becomes a number, no number a boolean; no field that is not declared."""
+    """Strict: no string becomes a number, no number a boolean; no field that is not declared.
+
+    Only the first thing that is wrong is told, so only few are looked for: pydantic would make an error of
+    each, and of a body that is a list of four million numbers gigabytes of them.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _fail_fast(schema)
+        return core_schema.no_info_before_validator_function(_bounded, schema)
 
 
 def _label(value: str) -> str:
