@@ -240,7 +240,8 @@ def _course(
         known=lambda: (card.id for member in members for card in member.backend.models()),
     )
     guards = open_guards(settings.guards, ask, counts) if settings.guards else no_guards()
-    return Course(members, router, guards, prices, settings.allowances)
+    hedges = settings.resilience.hedge_after_s is not None
+    return Course(members, router, guards, prices, settings.allowances, hedges)
 
 
 def _identity(settings: Settings, resolver: Resolver | None, clock: Clock) -> Identity:

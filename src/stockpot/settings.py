@@ -32,6 +32,7 @@ from stockpot.settings_gateway import (
     TeamSettings,
 )
 from stockpot.settings_guards import GuardSettings
+from stockpot.settings_problems import problems
 from stockpot.settings_telemetry import TelemetrySettings
 from stockpot.settings_types import KeySecret, ModelName, Name, Secret, Section
 
@@ -261,5 +262,5 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
     except SettingsError as error:
         raise ConfigurationError(f"The environment does not fit: {error}.") from error
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors())
+        wrong = "; ".join(map(str, problems(error, Settings)))
         raise ConfigurationError(f"The configuration does not fit: {wrong}.") from error

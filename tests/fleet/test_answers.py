@@ -137,7 +137,7 @@ async def test_the_ledger_adds_up_to_what_clients_were_told(
         rows = await ledger_rows(running.url, requests=8)
     kept = {CHAT: [0, 0, 0, 0], SMALL: [0, 0, 0, 0]}
     for row in rows:
-        model = next(model for model, names in BACKENDS.items() if row.group["backend"] in names)
+        model = next(model for model, names in BACKENDS.items() if row.backend in names)
         sums = (row.requests, row.fresh_tokens, row.cached_tokens, row.output_tokens)
         kept[model] = [have + more for have, more in zip(kept[model], sums, strict=True)]
     assert kept == told

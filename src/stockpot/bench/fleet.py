@@ -53,7 +53,7 @@ class FleetPlan:
 class LedgerRow(msgspec.Struct, frozen=True):
     """What /admin/usage says of one backend."""
 
-    group: dict[str, str]
+    backend: str
     requests: int
     failures: int
     fresh_tokens: int
@@ -130,7 +130,7 @@ async def _read(
         sum(row.fresh_tokens for row in rows) - run.computed_tokens,
         sum(row.output_tokens for row in rows) - run.completion_tokens,
     )
-    requests = {row.group["backend"]: row.requests for row in rows}
+    requests = {row.backend: row.requests for row in rows}
     return FleetReading(policy, number, run, requests, sum(map(abs, sums)), idleness)
 
 

@@ -16,6 +16,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from stockpot.config_watch import ConfigWatch
     from stockpot.runtime import Runtime
     from stockpot.serving import Serving
     from stockpot.settings import Settings
@@ -131,11 +132,14 @@ def _serve(config: Path | None, overrides: dict[str, Any], log_level: LogLevel) 
     from rich.console import Console
 
     from stockpot.cli.progress import terminal_progress
+    from stockpot.config_watch import ConfigWatch, print_of
     from stockpot.runtime import open_runtime
     from stockpot.settings import config_path, load_settings
     from stockpot.telemetry.logs import configure_logging
     from stockpot.wire.server import listen
 
+    # Before they are read: loading the model may take minutes, in which the file may change.
+    since = print_of(config_path(config))
     settings = load_settings(config, **overrides)
     configure_logging(log_level, settings.telemetry.log_format)
     # After each decode the engine's thread must have the interpreter back quickly; Python's default lets the
@@ -149,8 +153,8 @@ def _serve(config: Path | None, overrides: dict[str, Any], log_level: LogLevel) 
             with terminal_progress(Console(stderr=True)) as progress:
                 runtime = stack.enter_context(closing(open_runtime(settings, progress=progress)))
         reread = partial(load_settings, config, **overrides)
-        watched = config_path(config)
-        uvloop.run(_run(runtime, settings, listener, console, config=watched, reread=reread))
+        watch = partial(ConfigWatch, config_path(config), reread, since=since)
+        uvloop.run(_run(runtime, settings, listener, console, watch))
 
 
 async def _run(
@@ -158,15 +162,12 @@ async def _run(
     settings: Settings,
     listener: socket.socket,
     console: Console,
-    *,
-    config: Path | None,
-    reread: Callable[[], Settings],
+    watching: Callable[..., ConfigWatch],
 ) -> None:
     """Put the server together, serve until a signal, take it apart."""
     import asyncio
 
     from stockpot.clock import SystemClock
-    from stockpot.config_watch import ConfigWatch
     from stockpot.serving import open_serving
     from stockpot.wire.app import application
     from stockpot.wire.server import Server
@@ -177,7 +178,7 @@ async def _run(
     else:
         serving = open_serving(settings, runtime.backend, clock=clock, stats=runtime.engine_stats)
         runtime.observers.append(serving.service.metrics)
-    watch = ConfigWatch(config, reread, serving.reload, clock)
+    watch = watching(apply=serving.reload, clock=clock)
     try:
         await serving.start()
         server = Server(application(serving.service), serving, drain_s=settings.server.drain_s)

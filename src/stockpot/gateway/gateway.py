@@ -48,6 +48,7 @@ class Course:
     guards: Guarding
     pricing: Pricing
     allowances: AllowanceSettings
+    hedges: bool = False
 
 
 class Gateway(Backend):
@@ -184,8 +185,10 @@ class Gateway(Backend):
         limits = (generation.caller.limits, generation.caller.team_limits)
         if not isinstance(request, EmbeddingRequest) and any(map(_counts_tokens, limits)):
             request = cast(R, with_output_bound(request, settings.output_tokens_assumed, journey.notices))
-        prompt = prompt_bound_tokens(request, settings.bytes_per_token)
-        output = completion_bound_tokens(request)
+        # Beside the answer that is delivered: a guard's second try, a hedge, the first one of a cascade.
+        answers = course.guards.answers(request) + course.hedges + (plan.cascade is not None)
+        prompt = prompt_bound_tokens(request, settings.bytes_per_token) * answers
+        output = completion_bound_tokens(request) * answers
         nanousd = 0
         if any(each.usd_per_day is not None or each.usd_per_month is not None for each in limits):
             nanousd = self._cost_bound(course, plan, prompt, output, generation.deadline_s or 0.0)
@@ -194,7 +197,7 @@ class Gateway(Backend):
     def _cost_bound(
         self, course: Course, plan: RoutePlan, prompt_tokens: int, output_tokens: int, held_s: float
     ) -> int:
-        """Of the dearest model of the plan on the dearest backend; a cascade may pay for two answers."""
+        """On the dearest backend of the dearest model of the plan."""
 
         def dearest(model: str) -> int:
             return max(
@@ -206,8 +209,8 @@ class Gateway(Backend):
                 default=0,
             )
 
-        bound = max(dearest(step.model) for step in plan.steps)
-        return bound + (dearest(plan.cascade.to) if plan.cascade else 0)
+        models = [step.model for step in plan.steps] + ([plan.cascade.to] if plan.cascade else [])
+        return max(map(dearest, models))
 
     def _delivered(self, course: Course, account: Account, event: Completed) -> Completed:
         """The last event with what is known of the way."""

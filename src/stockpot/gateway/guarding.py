@@ -16,6 +16,10 @@ class Guarding(Protocol):
         """The request as the model may see it. Raises GuardRefused."""
         ...
 
+    def answers(self, request: AnyRequest) -> int:
+        """How often a model may be asked for the answer: 2 where a rule may have it tried again."""
+        ...
+
     def answer(
         self,
         request: GenerationRequest,
@@ -34,6 +38,10 @@ class _Open:
     async def check_input(self, request: AnyRequest, notices: list[Notice]) -> AnyRequest:
         del notices
         return request
+
+    def answers(self, request: AnyRequest) -> int:
+        del request
+        return 1
 
     def answer(
         self,

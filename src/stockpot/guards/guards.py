@@ -49,6 +49,10 @@ class Guards:
                 await self._checked(rule, text, "input", told)
         return cleaned
 
+    def answers(self, request: AnyRequest) -> int:
+        """How often a model may be asked for the answer."""
+        return 1 + any(rule.action == "retry" for rule in self._covering(request, "output"))
+
     def answer(
         self,
         request: GenerationRequest,

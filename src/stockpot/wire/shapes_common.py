@@ -10,8 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, field_validator
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
 
 TTL_S: Mapping[str, int] = {"5m": 300, "1h": 3600}
 """How long what stands before a boundary may be asked to be kept, in seconds, as the wire spells it."""
@@ -41,14 +49,6 @@ def _fail_fast(schema: Any) -> None:
             _fail_fast(part)
 
 
-def _bounded(value: Any) -> Any:
-    if isinstance(value, dict) and len(cast(dict[Any, Any], value)) > _FIELDS_MAX:
-        raise PydanticCustomError(
-            "too_many_fields", "Input should have at most {most} fields", {"most": _FIELDS_MAX}
-        )
-    return value
-
-
 class Shape(BaseModel):
     """Strict: no string becomes a number, no number a boolean; no field that is not declared.
 
@@ -62,7 +62,16 @@ class Shape(BaseModel):
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         schema = handler(source)
         _fail_fast(schema)
-        return core_schema.no_info_before_validator_function(_bounded, schema)
+        return schema
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(cast(dict[Any, Any], value)) > _FIELDS_MAX:
+            raise PydanticCustomError(
+                "too_many_fields", "Input should have at most {most} fields", {"most": _FIELDS_MAX}
+            )
+        return value
 
 
 def _label(value: str) -> str:
