@@ -113,13 +113,15 @@ class Usage:
 
     `promised_tokens` is None for a request without cache boundaries; else, by seconds of the promise, the
     prompt tokens before a boundary that were computed now and will be kept at least that long. `estimated`:
-    counted here, because the backend did not say."""
+    counted here, because the backend did not say. `reasoning_tokens` of the completion tokens were thought
+    before the answer; None: not known."""
 
     prompt_tokens: int
     cached_tokens: Mapping[CacheTier, int]
     completion_tokens: int
     promised_tokens: Mapping[int, int] | None = None
     estimated: bool = False
+    reasoning_tokens: int | None = None
 
     @property
     def cached_total(self) -> int:

@@ -319,6 +319,17 @@ async def test_logprobs() -> None:
             assert completed(events).usage.estimated
 
 
+async def test_reasoning_tokens_are_passed_on() -> None:
+    async with MockUpstream() as mock, serving(mock) as backend:
+        details = {"reasoning_tokens": 5}
+        mock.default = Script(
+            usage={"prompt_tokens": 3, "completion_tokens": 9, "completion_tokens_details": details}
+        )
+        done = (await events_of(backend, chat()))[-1]
+    assert isinstance(done, Completed)
+    assert done.usage.reasoning_tokens == 5
+
+
 async def test_usage_that_is_not_told_is_estimated() -> None:
     async with MockUpstream() as mock, serving(mock) as backend:
         mock.default = Script(text="a b c", usage=False)

@@ -100,10 +100,15 @@ class _CacheCreation(msgspec.Struct):
     ephemeral_1h_input_tokens: int = 0
 
 
+class _CompletionDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int | None = None
     prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
     prompt_cache_hit_tokens: int | None = None  # DeepSeek's name of it
     cache_creation: _CacheCreation | None = None  # Stockpot's, of requests with boundaries
 
@@ -191,7 +196,14 @@ class OpenAIParser:
         promised: dict[int, int] | None = None
         if (creation := told.cache_creation) is not None:
             promised = {300: creation.ephemeral_5m_input_tokens, 3600: creation.ephemeral_1h_input_tokens}
-        return Usage(told.prompt_tokens, self._cached(), told.completion_tokens, promised)
+        details = told.completion_tokens_details
+        return Usage(
+            told.prompt_tokens,
+            self._cached(),
+            told.completion_tokens,
+            promised,
+            reasoning_tokens=details.reasoning_tokens if details is not None else None,
+        )
 
     def _start(self) -> Started:
         return Started(self._usage.prompt_tokens if self._usage else 0, self._cached(), 0.0)

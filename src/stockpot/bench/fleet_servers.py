@@ -123,7 +123,10 @@ class VllmWorkers(VllmPeer):
             "VLLM_CPU_OMP_THREADS_BIND": str(processors[(number - 1) % len(processors)]),
             "VLLM_SERVER_DEV_MODE": "1",  # for /reset_prefix_cache
         }
-        options = ("--enforce-eager", "--max-num-seqs", str(_SEQUENCES))
+        options = (
+            *("--enforce-eager", "--max-num-seqs", str(_SEQUENCES)),
+            *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+        )
         return replace(
             command,
             name=f"vllm-{number}",

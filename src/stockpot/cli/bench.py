@@ -52,6 +52,7 @@ def register(app: typer.Typer) -> None:
     _add_faults(group)
     _add_soak(group)
     _add_eviction(group)
+    _add_fleet(group)
     _add_gateway(group)
     app.add_typer(group, name="bench")
 
@@ -269,6 +270,36 @@ def _add_gateway(group: typer.Typer) -> None:
             for peer in others:
                 peer.prepare(progress)
             result = _run(measure_overhead(plan, others, progress=progress))
+        _finish(result, out)
+
+
+def _add_fleet(group: typer.Typer) -> None:
+    @group.command()
+    def fleet(
+        rounds: Annotated[int, typer.Option(min=1, max=50, help="Rounds; each plays every policy.")] = 3,
+        out: _Out = None,
+        quick: _Quick = False,
+    ) -> None:
+        """Chats through the gateway to two vLLM servers: what each routing policy finds cached again.
+
+        Sessions of several turns behind one system prompt: requests in turn, to the least loaded, and to
+        where their prefix is cached, as the servers' KV events tell. Cached tokens and time to first token.
+        The first run installs vLLM in the cache folder (3 GB). Exits with 1 where a floor is missed.
+        """
+        from stockpot.bench.fleet import FleetPlan, measure_fleet
+        from stockpot.bench.fleet_servers import VllmWorkers, running_workers
+        from stockpot.settings import load_settings
+
+        plan = FleetPlan.quick() if quick else FleetPlan(rounds=rounds)
+        vllm = VllmWorkers(load_settings().cache_dir)
+        with _progress() as progress:
+            vllm.prepare(progress)
+
+            async def measure() -> Result:
+                async with running_workers(vllm, count=2, progress=progress) as workers:
+                    return await measure_fleet(plan, workers, facts=vllm.facts(), progress=progress)
+
+            result = _run(measure())
         _finish(result, out)
 
 

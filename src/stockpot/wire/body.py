@@ -69,7 +69,18 @@ async def read_fields(request: Request, server: ServerSettings) -> dict[str, Any
             f"The body has the content type {_shown(content_type)}; send 'Content-Type: application/json'.",
             code="unsupported_content_type",
         )
-    return _decoded(await _read(request, server))
+    body = await _read(request, server)
+    try:
+        return _decoded(body)
+    except RequestError as error:
+        encoding = request.headers.get("content-encoding", "identity")
+        if encoding == "identity":
+            raise
+        raise RequestError(
+            f"The body has the Content-Encoding {_shown(encoding)}, which this server does not unpack; send"
+            " it as it is.",
+            code="unsupported_content_encoding",
+        ) from error
 
 
 def shape_of(fields: dict[str, Any], shape: type[S]) -> S:

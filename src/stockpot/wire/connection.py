@@ -1,5 +1,7 @@
-"""A connection whose request must be announced in time and in few bytes: no socket is held for ever, no memory
-filled by headers that do not end."""
+"""A connection whose request must be announced in time: headers that trickle in hold no socket for ever.
+
+Nor do headers that do not end fill the memory: they are refused (431, RFC 6585).
+"""
 
 from __future__ import annotations
 

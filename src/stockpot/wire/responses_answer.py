@@ -168,7 +168,7 @@ class _Ending:
                 usage.prompt_tokens,
                 InputTokensDetails(usage.cached_total, sum((usage.promised_tokens or {}).values())),
                 usage.completion_tokens,
-                OutputTokensDetails(),
+                OutputTokensDetails(usage.reasoning_tokens or 0),
                 usage.prompt_tokens + usage.completion_tokens,
             ),
             incomplete_details=self._cut_off,

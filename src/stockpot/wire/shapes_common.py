@@ -71,7 +71,7 @@ class Shape(BaseModel):
             raise PydanticCustomError(
                 "too_many_fields", "Input should have at most {most} fields", {"most": _FIELDS_MAX}
             )
-        return value
+        return cast(Any, value)
 
 
 def _label(value: str) -> str:

@@ -20,6 +20,12 @@ class PromptTokensDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
+class CompletionTokensDetails(msgspec.Struct, frozen=True):
+    """`reasoning_tokens`: of the answer, thought before it."""
+
+    reasoning_tokens: int
+
+
 class CacheCreation(msgspec.Struct, frozen=True):
     """Prompt tokens computed for this request that will be kept, by how long at least."""
 
@@ -35,6 +41,7 @@ class UsageBody(msgspec.Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
     cache_read_input_tokens: int | UnsetType = UNSET
     cache_creation_input_tokens: int | UnsetType = UNSET
     cache_creation: CacheCreation | UnsetType = UNSET
@@ -77,6 +84,9 @@ def usage_of(event: Completed) -> UsageBody:
         completion_tokens=usage.completion_tokens,
         total_tokens=usage.prompt_tokens + usage.completion_tokens,
         prompt_tokens_details=PromptTokensDetails(usage.cached_total),
+        completion_tokens_details=UNSET
+        if usage.reasoning_tokens is None
+        else CompletionTokensDetails(usage.reasoning_tokens),
     )
     promised = usage.promised_tokens
     if promised is None:
