@@ -2,6 +2,8 @@
 #
 #   make serve    set up, fetch the default model once, serve http://127.0.0.1:8000/v1
 #   make test     set up (redis-server too, by Debian's package, where it is absent), pass the tests
+#   make test-fleet
+#                 the gateway before real vLLM and llama-server; their first set-up takes minutes and 4 GB
 #   make setup    the set-up alone; leaves .venv/bin/stockpot
 #   make check    format, lint, strict types (what CI runs before the tests)
 #   make lock     resolve the dependencies anew into requirements.lock
@@ -14,7 +16,7 @@ BIN := .venv/bin
 UV_VERSION := 0.13.9
 ARGS ?=
 
-.PHONY: setup serve test check format lock clean
+.PHONY: setup serve test test-fleet check format lock clean
 
 setup: .venv/.stamp
 
@@ -35,6 +37,9 @@ serve: setup
 test: setup
 	scripts/bootstrap-debian
 	$(BIN)/pytest $(ARGS)
+
+test-fleet: setup
+	$(BIN)/pytest tests/fleet $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import jsonschema
@@ -101,13 +101,12 @@ def test_every_command_shown_exists_with_its_options() -> None:
     shown = re.findall(r"(?:`|^|\(|bin/)stockpot ([a-z-]+)((?: [^\n`#|)]+)?)", WHOLE + GUIDE, re.MULTILINE)
     assert len(shown) > 40
     for first, rest in shown:
-        command: Any = get_command(build()).commands[first]  # type: ignore[attr-defined]
+        command: Any = cast(Any, get_command(build())).commands[first]
         words = rest.split()
-        if hasattr(command, "commands"):
-            command = command.commands[words[0]]
-        options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        command = getattr(command, "commands", {}).get(words[0] if words else "", command)
+        options = {"--help", *(option for parameter in command.params for option in parameter.opts)}
         for word in words:
-            assert not word.startswith("--") or word in options, f"stockpot {first}{rest}: {word}"
+            assert not word.startswith("-") or word in options, f"stockpot {first}{rest}: {word}"
 
 
 def test_structured_output_on_the_real_model(server: str) -> None:
@@ -163,11 +162,13 @@ async def gateway(folder: Path, config: str) -> AsyncGenerator[tuple[str, dict[s
                     pytest.fail(f"the gateway did not start: {''.join(seen)}")
             yield found[1], environment
             process.terminate()
+            async with asyncio.timeout(NEVER_S):
+                await process.communicate()
+            assert process.returncode == 0
         finally:
-            if process.returncode is None and sys.exc_info()[0] is not None:
+            if process.returncode is None:
                 process.kill()
-            await process.communicate()
-        assert process.returncode == 0
+                await process.communicate()
 
 
 async def run(script: str, folder: Path, environment: dict[str, str]) -> str:

@@ -62,8 +62,8 @@ class Stream:
 
     @property
     def text(self) -> str:
-        choices = [choice for event in self.events for choice in event.get("choices", ())]
-        return "".join((choice.get("delta") or {}).get("content") or "" for choice in choices)
+        choices: list[Any] = [choice for event in self.events for choice in event.get("choices", ())]
+        return "".join(choice.get("delta", {}).get("content") or "" for choice in choices)
 
     @property
     def error(self) -> Any:
@@ -188,7 +188,7 @@ def bearer(key: str) -> dict[str, str]:
 async def until(holds: Callable[[], bool]) -> None:
     """Wait for what must come."""
     async with asyncio.timeout(NEVER_S):
-        while not holds():
+        while not holds():  # noqa: ASYNC110 - anything may be waited for
             await asyncio.sleep(0.005)
 
 
@@ -262,4 +262,3 @@ class Process:
         assert self.process.stdout is not None
         async for line in self.process.stdout:
             self.log.append(line.decode())
-

@@ -1,4 +1,4 @@
-"""What goes wrong behind the gateway, as clients see it, the ledger has it and the backends' conditions say."""
+"""What goes wrong behind the gateway, as clients see it and the ledger has it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,12 @@ def failing(mock: MockUpstream, **extra: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("name", "stream"),
-    [(name, stream) for name, (_, *causes) in BEFORE.items() for stream in (True, False) if causes[not stream]],
+    [
+        (name, stream)
+        for name, (_, *causes) in BEFORE.items()
+        for stream in (True, False)
+        if causes[not stream]
+    ],
 )
 async def test_what_fails_before_the_first_token_is_answered_by_another(
     tmp_path: Path, name: str, stream: bool
@@ -109,26 +114,28 @@ async def test_what_fails_within_an_answer_ends_it_and_is_never_spliced(
     ],
 )
 async def test_errors_have_the_shape_of_the_clients_dialect(tmp_path: Path, path: str, shape: str) -> None:
-    async with MockUpstream() as mock:
-        async with gateway(tmp_path, backends=backends(a=failing(mock)), resilience=ONCE) as gw:
-            for script, status in (
-                (Script(status=500), 502),
-                (Script(status=429, headers={"retry-after": "7"}), 429),
-                (Script(status=400, body={"error": {"message": "too odd", "param": "x"}}), 400),
-            ):
-                for stream in (False, True):
-                    # Each on its own gateway's backend: a 429 leaves it alone for a while.
-                    mock.default = script
-                    answer = await gw.client.post(path, json=body_for(path, stream=stream))
-                    assert answer.status_code in (status, 429), answer.text
-                    detail = answer.json()
-                    if shape == "anthropic":
-                        assert detail["type"] == "error"
-                        assert set(detail["error"]) >= {"type", "message"}
-                    else:
-                        assert set(detail["error"]) == {"message", "type", "param", "code"}
-                    if answer.status_code == 429:
-                        assert 1 <= int(answer.headers["retry-after"]) <= 7
+    async with (
+        MockUpstream() as mock,
+        gateway(tmp_path, backends=backends(a=failing(mock)), resilience=ONCE) as gw,
+    ):
+        for script, status in (
+            (Script(status=500), 502),
+            (Script(status=429, headers={"retry-after": "7"}), 429),
+            (Script(status=400, body={"error": {"message": "too odd", "param": "x"}}), 400),
+        ):
+            for stream in (False, True):
+                # Each on its own gateway's backend: a 429 leaves it alone for a while.
+                mock.default = script
+                answer = await gw.client.post(path, json=body_for(path, stream=stream))
+                assert answer.status_code in (status, 429), answer.text
+                detail = answer.json()
+                if shape == "anthropic":
+                    assert detail["type"] == "error"
+                    assert set(detail["error"]) >= {"type", "message"}
+                else:
+                    assert set(detail["error"]) == {"message", "type", "param", "code"}
+                if answer.status_code == 429:
+                    assert 1 <= int(answer.headers["retry-after"]) <= 7
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"])
@@ -259,5 +266,3 @@ def body_for(path: str, *, stream: bool) -> dict[str, Any]:
         return {**body, "input": "hello there", "store": False}
     body["messages"] = [{"role": "user", "content": "hello there"}]
     return {**body, "max_tokens": 50} if path == "/v1/messages" else body
-
-
