@@ -133,14 +133,18 @@ class ConfigWatch:
         )
 
 
+def changed(old: Settings, new: Settings) -> list[str]:
+    """Dotted names of all settings that differ."""
+    return [name for section in Settings.model_fields for name in _differences(old, new, section)]
+
+
 def unreloadable(old: Settings, new: Settings) -> list[str]:
     """Dotted names of settings that differ and that only a restart puts into force."""
-    return [
-        name
-        for section in RESTART_SECTIONS
-        if section in Settings.model_fields
-        for name in _changed(getattr(old, section), getattr(new, section), section)
-    ]
+    return [name for section in RESTART_SECTIONS for name in _differences(old, new, section)]
+
+
+def _differences(old: Settings, new: Settings, section: str) -> Generator[str]:
+    yield from _changed(getattr(old, section), getattr(new, section), section)
 
 
 def _changed(old: object, new: object, path: str) -> Generator[str]:

@@ -17,7 +17,7 @@ from stockpot.backends.backend import Backend
 from stockpot.backends.open_remote import open_remote
 from stockpot.caller import Limits
 from stockpot.clock import Clock
-from stockpot.config_watch import unreloadable
+from stockpot.config_watch import changed, unreloadable
 from stockpot.engine.reports import EngineStats
 from stockpot.errors import ConfigurationError
 from stockpot.events import Delta
@@ -47,6 +47,8 @@ from stockpot.wire.service import Service
 
 _LOG = logging.getLogger(__name__)
 _JUDGE_TOKENS = 64
+_ENDS_IN_S = 2.0
+"""For so long requests that are ended may take to say so."""
 
 
 @dataclass(slots=True)
@@ -68,7 +70,8 @@ class Serving:
     _resolver: Resolver | None
     _members: tuple[Member, ...]
     _closed: bool = False
-    _retiring: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
+    _was_told_to_end: bool = False
+    _retiring: dict[asyncio.Task[None], Member] = field(default_factory=dict[asyncio.Task[None], Member])
 
     async def start(self) -> None:
         """Bring everything up; the embedded engine raises where it cannot, other backends come when they are
@@ -82,16 +85,27 @@ class Serving:
 
     async def stop(self, *, drain: bool) -> None:
         """Let requests end (`drain`) or end them, write what waits to be written, let go of everything.
-        Harmless a second time."""
+        Harmless a second time.
+
+        A request whose client does not read what it is sent stands still, and cannot be ended from here. Where
+        there is one, the accounts stay open for it: the server cuts its connection, and stops this again.
+        """
         # The embedded engine first: it refuses what is new, and ends what runs unless it may finish.
         if drain:
             await self.gateway.stop(drain=True)
-        await asyncio.gather(*(member.backend.stop(drain=drain) for member in self._members))
+        members = (*self._members, *self._retiring.values())
+        ending = [asyncio.create_task(member.backend.stop(drain=drain)) for member in members]
         await self.executor.stop()
+        ended, standing = await asyncio.wait(ending, timeout=None if drain else _ENDS_IN_S)
+        for task in ended:
+            task.result()
+        for task in standing:
+            task.cancel()
         await self.gateway.stop(drain=drain)
         await self.placement.stop()
-        if self._retiring:
-            await asyncio.wait(set(self._retiring))
+        if self.gateway.load().running and not self._was_told_to_end:
+            self._was_told_to_end = True
+            return
         if self._closed:
             return
         self._closed = True
@@ -105,6 +119,7 @@ class Serving:
     async def reload(self, settings: Settings) -> None:
         """From now on by `settings`, as far as they can change while a server runs; what needs a restart is
         logged. Raises ConfigurationError, and everything stays as it was."""
+        names = changed(self.settings, settings)
         if waiting := unreloadable(self.settings, settings):
             _LOG.warning("these settings have changed and wait for a restart: %s", ", ".join(waiting))
         engine = next((each for each in self._members if each.name == EMBEDDED), None)
@@ -133,9 +148,13 @@ class Serving:
             self._resolver.take_teams(_team_limits(settings))
         for member in gone:
             task = asyncio.create_task(member.backend.stop(drain=True))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+            self._retiring[task] = member
+            task.add_done_callback(self._retired)
         course.router.unserved()
+        await self.service.audit("stockpot serve", "settings.reload", "settings", changed=names)
+
+    def _retired(self, task: asyncio.Task[None]) -> None:
+        del self._retiring[task]
 
     async def _ask(self, model: str, instruction: str, text: str) -> str:
         return await _ask(self.gateway, model, instruction, text)

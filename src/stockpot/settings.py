@@ -48,6 +48,10 @@ class ServerSettings(Section):
     body_timeout_s: float = Field(
         default=60.0, gt=0, description="how long a request's body may take to arrive"
     )
+    trusted_proxies: tuple[str, ...] = Field(
+        default=(),
+        description="addresses or networks whose X-Forwarded-For is believed; empty: nobody's",
+    )
     drain_s: float = Field(default=30.0, ge=0, description="how long SIGTERM waits for running requests")
 
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 REQUESTS = 32
 AT_ONCE = 8
 ANSWER_TOKENS = 48
-RESILIENCE = "[resilience]\nbreaker_failures = 2\nbreaker_open_s = 600\nretry_budget = 1.0"
+RESILIENCE = "[resilience]\nbreaker_failures = 2\nbreaker_open_s = 600"
 
 
 @dataclass(slots=True)
@@ -108,14 +108,9 @@ async def test_a_worker_is_killed_under_load(
     later = [each for each, had_begun in zip(seen, begun, strict=True) if not had_begun]
     assert later
     assert {each.backend for each in later if each.error is None} == {survivor.name}
-    # Left alone from then on: by its breaker, or because its health check fails.
-    dead = f'backend="{doomed.name}"'
-    opened = metric(metrics, f'stockpot_gateway_backend_breaker{{{dead},state="open"}}')
-    ready = metric(metrics, f"stockpot_gateway_backend_ready{{{dead}}}")
-    assert opened == 1 or ready == 0
-    assert (
-        metric(metrics, f'stockpot_gateway_backend_breaker{{backend="{survivor.name}",state="closed"}}') == 1
-    )
+    breaker = "stockpot_gateway_backend_breaker"
+    assert metric(metrics, f'{breaker}{{backend="{doomed.name}",state="open"}}') == 1
+    assert metric(metrics, f'{breaker}{{backend="{survivor.name}",state="closed"}}') == 1
     assert sum(row.requests for row in rows) == REQUESTS
     assert sum(row.failures for row in rows) == len(broken)
     told = sum(each.tokens or 0 for each in whole)

@@ -79,12 +79,16 @@ def register(app: typer.Typer) -> None:
             str, typer.Option(help="debug, info, warning or error; debug has a line for each request.")
         ] = "info",
     ) -> None:
-        """Serve a model over HTTP: OpenAI's API under /v1, metrics at /metrics.
+        """Serve models over HTTP: OpenAI's and Anthropic's APIs under /v1, metrics at /metrics.
+
+        By itself it serves one model in this process; with [backends.NAME] in the settings it is a gateway to
+        other servers too, or alone (engine.enabled = false). See 'stockpot config' and docs/gateway.md.
 
         The first start fetches the default model and finds the best encoding for this machine. What
         conversations and requests have in common is computed once; see 'stockpot cache stats'.
 
-        Stop with Ctrl-C or SIGTERM: running requests finish first. A second one stops at once.
+        Stop with Ctrl-C or SIGTERM: running requests finish first. A second one stops at once. When the
+        settings file changes, or on SIGHUP, it is read again; one that does not fit changes nothing.
 
         Settings come from the TOML file, then from STOCKPOT_<SECTION>__<NAME> in the environment, then from
         these options.
@@ -181,7 +185,12 @@ async def _run(
     watch = watching(apply=serving.reload, clock=clock)
     try:
         await serving.start()
-        server = Server(application(serving.service), serving, drain_s=settings.server.drain_s)
+        server = Server(
+            application(serving.service),
+            serving,
+            drain_s=settings.server.drain_s,
+            trusted_proxies=settings.server.trusted_proxies,
+        )
         watch.start()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, watch.request)
         _print_banner(runtime, serving, settings.server.host, listener.getsockname()[1], console)

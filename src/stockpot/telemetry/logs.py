@@ -36,7 +36,7 @@ def configure_logging(level: LogLevel, log_format: LogFormat = "text") -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # Of libraries' own lines only trouble is news; the life cycle is told by `stockpot serve` itself.
-    for library in ("uvicorn", "asyncio", "urllib3", "opentelemetry"):
+    for library in ("uvicorn", "asyncio", "urllib3", "opentelemetry", "alembic"):
         logging.getLogger(library).setLevel(max(root.level, logging.WARNING))
 
 

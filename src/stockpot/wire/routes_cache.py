@@ -101,18 +101,20 @@ def _add_pins(routes: APIRouter, service: Service) -> None:
 
     @routes.post("/pins")
     async def pin(request: Request) -> Response:
-        await service.identity.administrator(request)
+        actor = await service.identity.administrator(request)
         shape = await read_shape(request, PinShape, {}, service.settings.server)
         if (shape.for_s is None) == (shape.for_ is None):
             raise RequestError("Send either 'for_s' (seconds) or 'for' (such as '2h').", param="for")
         for_s = duration_s(shape.for_) if shape.for_ is not None else shape.for_s or 0.0
         prefix = _prefix(service, shape, shape.tenant)
+        await service.audit(actor, "cache.pin", shape.tenant, owner=shape.owner, for_s=for_s)
         pinned = await _admin(service).pin(prefix, owner=shape.owner, for_s=for_s)
         return json_response({"now_s": service.clock.wall(), **pinned})
 
     @routes.delete("/pins/{pin}")
     async def unpin(request: Request, pin: str) -> Response:
-        await service.identity.administrator(request)
+        actor = await service.identity.administrator(request)
+        await service.audit(actor, "cache.unpin", pin[:100])
         if not await _admin(service).unpin(pin):
             raise _NotThere(
                 f"There is no pin {pin[:100]!r} (any more): it was given back, or its time has passed. "
@@ -129,7 +131,10 @@ def _add_doing(routes: APIRouter, service: Service) -> None:
     async def invalidate(request: Request) -> Response:
         actor = await service.identity.administrator(request)
         shape = await read_shape(request, InvalidateShape, {}, server)
-        return json_response(await _admin(service).invalidate(_order(service, shape, actor)))
+        order = _order(service, shape, actor)
+        where = {name: value for name in ("tenant", "by", "reason") if (value := getattr(shape, name))}
+        await service.audit(actor, "cache.invalidate", f"{shape.kind}:{shape.value or ''}", **where)
+        return json_response(await _admin(service).invalidate(order))
 
     @routes.post("/warm")
     async def warm(request: Request) -> Response:
@@ -158,8 +163,9 @@ def _add_doing(routes: APIRouter, service: Service) -> None:
 
     @routes.post("/export")
     async def export(request: Request) -> Response:
-        await service.identity.administrator(request)
+        actor = await service.identity.administrator(request)
         shape = await read_shape(request, ExportShape, {}, server)
+        await service.audit(actor, "cache.export", str(shape.folder))
         return json_response(await _admin(service).export(shape.folder))
 
 

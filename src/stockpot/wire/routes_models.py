@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stockpot.backends.backend import ModelCard
+from stockpot.caller import Caller
 from stockpot.errors import RequestError, UnknownModel
 from stockpot.requests import ChatRequest, Generation
 from stockpot.wire.body import read_shape
@@ -51,13 +52,13 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/v1/models")
     async def models(request: Request) -> Response:
-        await service.identity.caller(request)
-        return json_response(ModelList([_body(card) for card in service.backend.models()]))
+        caller = await service.identity.caller(request)
+        return json_response(ModelList([_body(card) for card in _cards(service, caller)]))
 
     @routes.get("/v1/models/{model_id:path}")
     async def model(request: Request, model_id: str) -> Response:
-        await service.identity.caller(request)
-        return json_response(_body(_card(service, model_id)))
+        caller = await service.identity.caller(request)
+        return json_response(_body(_card(service, caller, model_id)))
 
     @routes.post("/tokenize")
     async def tokenize(request: Request) -> Response:
@@ -65,7 +66,7 @@ def router(service: Service) -> APIRouter:
         shape = await read_shape(request, TokenizeShape, {}, service.settings.server)
         if (shape.text is None) == (shape.messages is None):
             raise RequestError("Send either 'text' or 'messages'.", param="text")
-        card = _card(service, shape.model)
+        card = _card(service, caller, shape.model)
         content: str | ChatRequest
         if shape.messages is not None:
             # Boundaries are left out: the tokens are the same without them, and nothing is kept.
@@ -81,8 +82,14 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _card(service: Service, model_id: str) -> ModelCard:
+def _cards(service: Service, caller: Caller) -> list[ModelCard]:
+    """What the caller may use."""
     cards = service.backend.models()
+    return [card for card in cards if caller.models is None or card.id in caller.models]
+
+
+def _card(service: Service, caller: Caller, model_id: str) -> ModelCard:
+    cards = _cards(service, caller)
     for card in cards:
         if card.id == model_id:
             return card

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Sequence
 from types import FrameType
 from typing import Protocol
 
@@ -75,7 +76,13 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self, app: ASGIApp, backend: Drained, *, drain_s: float, headers_timeout_s: float = HEADERS_TIMEOUT_S
+        self,
+        app: ASGIApp,
+        backend: Drained,
+        *,
+        drain_s: float,
+        headers_timeout_s: float = HEADERS_TIMEOUT_S,
+        trusted_proxies: Sequence[str] = (),
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -86,6 +93,8 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=bool(trusted_proxies),
+                forwarded_allow_ips=list(trusted_proxies),
                 backlog=_BACKLOG,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_LAST_BYTES_S,

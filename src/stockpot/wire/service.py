@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 from stockpot.accounts.accounts import Accounts
 from stockpot.backends.backend import Backend
@@ -25,3 +27,9 @@ class Service:
     identity: Identity
     accounts: Accounts | None = None
     keys: KeyAdmin | None = None
+
+    async def audit(self, actor: str, action: str, target: str, **detail: Any) -> None:
+        """Write down what an administrator is about to do, where there is an audit log. Before it is done: no
+        change is unseen, and one that then fails is in the log all the same."""
+        if self.accounts is not None:
+            await asyncio.to_thread(self.accounts.audit.append, actor, action, target, detail)
