@@ -190,3 +190,18 @@ async def test_what_needs_a_restart_is_named() -> None:
         "data_dir",
     ]
     assert unreloadable(new, new) == []
+
+
+@pytest.mark.parametrize("left", [b" \n", None])
+async def test_an_empty_or_vanished_file_is_not_a_change_to_the_defaults(
+    tmp_path: Path, left: bytes | None
+) -> None:
+    file, applied = written(tmp_path / "a.toml", 3), Applied()
+    async with watching(file, file, applied) as watch:
+        if left is None:
+            file.unlink()
+        else:
+            file.write_bytes(left)
+        await until(lambda: watch.failures >= 1)
+        assert watch.last_error
+    assert not applied.retries

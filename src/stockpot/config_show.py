@@ -18,7 +18,8 @@ from stockpot.settings import Settings
 
 HIDDEN = "********"
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_URL_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):([^/@\s]*)@")
+_URL_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):(\S*)@")
+_URL_QUERY = re.compile(r"(?i)([?&][^=&\s]*(?:key|token|secret|password|sig)[^=&\s]*=)[^&\s]*")
 _REFERENCE = re.compile(r"(?:env|file):.")
 
 
@@ -129,7 +130,7 @@ def _plain(value: object) -> Any:
         case Path():
             plain = str(value)
         case str():
-            plain = _URL_PASSWORD.sub(rf"\1:{HIDDEN}@", value)
+            plain = _URL_QUERY.sub(rf"\1{HIDDEN}", _URL_PASSWORD.sub(rf"\1:{HIDDEN}@", value))
         case _:
             plain = value
     return plain

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from stockpot.clock import Clock
-from stockpot.errors import StockpotError
+from stockpot.errors import ConfigurationError, StockpotError
 from stockpot.settings import Settings
 
 LOG = logging.getLogger(__name__)
@@ -108,10 +108,14 @@ class ConfigWatch:
 
     async def _reload(self) -> None:
         try:
+            if self._path is not None and not self._path.read_bytes().strip():
+                raise ConfigurationError("The file is empty, which would mean the defaults of everything.")
             settings = await asyncio.to_thread(self._load)
             await self._apply(settings)
         except StockpotError as error:
             self._failed(str(error))
+        except OSError as error:
+            self._failed(f"The configuration {self._path} cannot be read: {error.strerror}.")
         except Exception as error:
             # A mistake of ours in here must not end a server that works.
             self._failed(f"{type(error).__name__}: {error}")

@@ -30,7 +30,8 @@ class Cost:
 class Attempt:
     """One try on one backend. `model` is the backend's own name of it; `start_s` and `duration_s` count from
     the request's arrival. `cause` None: it succeeded. Tokens are what was billed, as far as that is known
-    (`estimated`: counted here, because the backend did not say)."""
+    (`estimated`: counted here, because the backend did not say). `written_1h_tokens` of the written ones are
+    kept for more than five minutes, which providers price apart."""
 
     backend: str
     model: str
@@ -41,6 +42,7 @@ class Attempt:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     written_tokens: int = 0
+    written_1h_tokens: int = 0
     completion_tokens: int = 0
     estimated: bool = False
     cost: Cost = Cost()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+
+from prometheus_client.metrics_core import Metric
 
 from stockpot import __version__
 from stockpot.accounts.accounts import Accounts, open_accounts
@@ -17,7 +19,8 @@ from stockpot.backends.backend import Backend
 from stockpot.backends.open_remote import open_remote
 from stockpot.caller import Limits
 from stockpot.clock import Clock
-from stockpot.config_watch import changed, unreloadable
+from stockpot.config_check import check
+from stockpot.config_watch import RESTART_SECTIONS, ConfigWatch, changed, unreloadable
 from stockpot.engine.reports import EngineStats
 from stockpot.errors import ConfigurationError
 from stockpot.events import Delta
@@ -38,6 +41,7 @@ from stockpot.routing.placement import PrefixPlacement, open_placement
 from stockpot.routing.router import Router
 from stockpot.settings import Settings
 from stockpot.settings_gateway import EMBEDDED
+from stockpot.telemetry.families import counter, gauge
 from stockpot.telemetry.gateway_metrics import GatewayFigures, GatewayMetrics
 from stockpot.telemetry.logs import RequestLog
 from stockpot.telemetry.metrics import Metrics
@@ -69,6 +73,7 @@ class Serving:
     _end_tracing: Callable[[], None]
     _resolver: Resolver | None
     _members: tuple[Member, ...]
+    watch: ConfigWatch | None = None
     _closed: bool = False
     _was_told_to_end: bool = False
     _retiring: dict[asyncio.Task[None], Member] = field(default_factory=dict[asyncio.Task[None], Member])
@@ -87,8 +92,9 @@ class Serving:
         """Let requests end (`drain`) or end them, write what waits to be written, let go of everything.
         Harmless a second time.
 
-        A request whose client does not read what it is sent stands still, and cannot be ended from here. Where
-        there is one, the accounts stay open for it: the server cuts its connection, and stops this again.
+        A request whose client does not read what it is sent stands still, and cannot be ended from here.
+        Where there is one, the accounts stay open for it: the server cuts its connection, and stops this
+        again.
         """
         # The embedded engine first: it refuses what is new, and ends what runs unless it may finish.
         if drain:
@@ -119,9 +125,14 @@ class Serving:
     async def reload(self, settings: Settings) -> None:
         """From now on by `settings`, as far as they can change while a server runs; what needs a restart is
         logged. Raises ConfigurationError, and everything stays as it was."""
+        findings = await asyncio.to_thread(check, settings)
+        if findings.errors:
+            raise ConfigurationError(" ".join(findings.errors))
         names = changed(self.settings, settings)
         if waiting := unreloadable(self.settings, settings):
             _LOG.warning("these settings have changed and wait for a restart: %s", ", ".join(waiting))
+            kept_sections = {name: getattr(self.settings, name) for name in RESTART_SECTIONS}
+            settings = settings.model_copy(update=kept_sections)
         engine = next((each for each in self._members if each.name == EMBEDDED), None)
         kept = {each.name: each for each in self._members}
         members = [engine] if engine else []
@@ -175,10 +186,8 @@ def open_serving(
     request beside ledger, metrics and log; `spans` takes the place of what the settings say of tracing. On
     the event loop; reads files. Raises ConfigurationError, DatabaseUnavailable.
     """
-    if engine is None and not settings.backends:
-        raise ConfigurationError(
-            "There is nothing to serve: engine.enabled is false and there is no [backends.NAME]. Add one."
-        )
+    if (findings := check(settings)).errors:
+        raise ConfigurationError(" ".join(findings.errors))
     members = [Member(EMBEDDED, engine, None)] if engine is not None else []
     members += [
         Member(name, open_remote(name, section, clock=clock), section)
@@ -212,7 +221,7 @@ def open_serving(
         ledger=accounts.ledger.stats if accounts is not None else None,
     )
     gateway_metrics = GatewayMetrics(figures, clock)
-    metrics = Metrics(stats, more=(gateway_metrics.families,))
+    metrics = Metrics(stats, more=(gateway_metrics.families, lambda: state_families(serving)))
     ledger: tuple[RecordObserver, ...] = () if accounts is None else (accounts.ledger,)
     gateway = Gateway(
         _course(settings, tuple(members), prices, ask, guard_counts),
@@ -239,6 +248,32 @@ def open_serving(
         _members=tuple(members),
     )
     return serving
+
+
+def state_families(serving: Serving) -> Iterable[Metric]:
+    """What the parts of a server know of themselves, for /metrics."""
+    yield gauge(
+        "gateway_allowances_lost",
+        "1 while the store of allowances is out of reach.",
+        (),
+        [((), float(serving.allowances.is_lost))],
+    )
+    placed = serving.placement.stats()
+    yield counter(
+        "gateway_placements",
+        "Requests placed by what is known of backends' caches: from their KV events, or estimated.",
+        ("knowledge",),
+        [(("events",), placed.by_events), (("estimate",), placed.by_estimate)],
+    )
+    yield gauge(
+        "gateway_prefix_tokens",
+        "Tokens a backend is known to have cached.",
+        ("backend",),
+        [((name,), each.tokens) for name, each in placed.members.items()],
+    )
+    if (watch := serving.watch) is not None:
+        outcomes = [(("ok",), watch.reloads), (("failed",), watch.failures)]
+        yield counter("config_reloads", "Reloads of the settings.", ("outcome",), outcomes)
 
 
 def _nothing() -> None:

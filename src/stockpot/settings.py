@@ -173,6 +173,9 @@ class AccessSettings(Section):
         default="auto", description="auto: a key is asked for as soon as there is one"
     )
     admin_key: KeySecret | None = None
+    metrics: Literal["open", "admin"] = Field(
+        default="open", description="who may read /metrics, which tells names of teams and models, and sums"
+    )
     tenants: dict[
         Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")], TenantSettings
     ] = Field(default_factory=dict[str, TenantSettings])

@@ -17,12 +17,14 @@ Policy = Literal["prefix", "session", "least-load", "round-robin"]
 
 
 class PriceSettings(Section):
-    """US dollars for a million tokens. `cached` and `written` (into a cache) None: as `input`."""
+    """US dollars for a million tokens. `cached` and `written` (into a cache) None: as `input`; `written_1h`
+    (to be kept for an hour) None: as `written`."""
 
     input: float = Field(ge=0)
     output: float = Field(default=0.0, ge=0)
     cached: float | None = Field(default=None, ge=0)
     written: float | None = Field(default=None, ge=0)
+    written_1h: float | None = Field(default=None, ge=0)
 
 
 class HardwareSettings(Section):
@@ -61,6 +63,9 @@ class BackendSettings(Section):
     prices: dict[ModelName, PriceSettings] = Field(default_factory=dict[ModelName, PriceSettings])
     hardware: HardwareSettings | None = None
     context_tokens: int | None = Field(default=None, ge=1, description="None: as the backend says")
+    allow_extras: tuple[str, ...] = Field(
+        default=(), description="fields passed on though they change what is billed, as service_tier"
+    )
 
     @field_validator("models", mode="before")
     @classmethod

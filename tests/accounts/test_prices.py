@@ -43,23 +43,32 @@ def listed() -> dict[str, PriceBook]:
 @given(
     st.sampled_from([("anthropic", "claude-sonnet-4-5"), ("openai", "gpt-4o"), ("google", "gemini-2.5-pro")]),
     st.one_of(st.integers(1, 5_000), st.sampled_from([199_999, 200_000, 200_001, 900_000])),
-    st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)),
     st.integers(0, 10_000),
 )
 def test_providers_prices_are_those_of_the_list(
     listed: dict[str, PriceBook],
     model: tuple[str, str],
     prompt: int,
-    shares: tuple[float, float],
+    shares: tuple[float, float, float],
     output: int,
 ) -> None:
     cached = int(prompt * shares[0])
     written = int((prompt - cached) * shares[1])
     provider, name = model
+    # Of others than Anthropic the list has no price for an hour.
+    hour = int(written * shares[2]) if provider == "anthropic" else 0
     book = listed[provider]
-    cost = book.cost(_attempt(name, prompt, output, cached_tokens=cached, written_tokens=written))
+    attempt = _attempt(
+        name, prompt, output, cached_tokens=cached, written_tokens=written, written_1h_tokens=hour
+    )
+    cost = book.cost(attempt)
     usage = Usage(
-        input_tokens=prompt, cache_read_tokens=cached, cache_write_tokens=written, output_tokens=output
+        input_tokens=prompt,
+        cache_read_tokens=cached,
+        cache_write_tokens=written,
+        **({"cache_write_1h_tokens": hour} if hour else {}),
+        output_tokens=output,
     )
     expected = calc_price(usage, name, provider_id=provider).total_price * 10**9
     assert abs(cost.nanousd - expected) <= Decimal("0.5")
@@ -78,6 +87,19 @@ def test_configured_prices_come_first_under_either_name() -> None:
         cost = book.cost(_attempt(name, 1_000, 10, cached_tokens=400))
         assert cost == Cost(600 * 1_000 + 400 * 100 + 10 * 2_000, "configured")
     assert book.cost(_attempt("big", 1_000, 0)).source == "hardware"
+
+
+def test_what_is_written_for_an_hour_has_its_own_price(listed: dict[str, PriceBook]) -> None:
+    attempt = _attempt("claude-sonnet-4-5", 100_000, 0, written_tokens=100_000, written_1h_tokens=100_000)
+    book = listed["anthropic"]
+    assert book.cost(attempt).nanousd == 600_000_000  # twice the price of a fresh token
+    assert book.upper_bound(Member("b"), "claude-sonnet-4-5", 100_000, 0) >= 600_000_000
+    prices = PriceSettings(input=1.0, written=2.0)
+    for written_1h, paid in ((None, 2.0), (4.0, 4.0)):
+        configured = _book(prices={"m": prices.model_copy(update={"written_1h": written_1h})})
+        hour = _attempt("m", 10, 0, written_tokens=10, written_1h_tokens=10)
+        assert configured.cost(hour).nanousd == paid * 10_000
+        assert configured.upper_bound(Member("b"), "m", 10, 0) >= paid * 10_000
 
 
 def test_a_provider_is_known_by_its_address_and_a_model_alone_is_not() -> None:

@@ -435,6 +435,26 @@ async def test_a_stream_that_ends_without_an_end() -> None:
         assert (await failure(backend, chat(stream=True))).cause == "format"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_backend_that_ignores_the_number_of_choices(stream: bool) -> None:
+    async with MockUpstream() as mock, serving(mock) as backend:
+        one = {"index": 0, "message": {"content": "x"}, "finish_reason": "stop"}
+        chunk = b'data: {"choices": [{"index": %d, "delta": {"content": "a"}, "finish_reason": "stop"}]}\n\n'
+        done = b"data: [DONE]\n\n"
+        for index in (0, 7):
+            body = {"choices": [{**one, "index": index}]}
+            mock.scripts.append(Script(raw=chunk % index + done) if stream else Script(body=body))
+            error = await failure(backend, chat(choices=2, stream=stream))
+            # About the request, and so neither tried again nor held against the backend.
+            assert (error.cause, error.status, error.param) == ("invalid_request", 400, "n")
+            assert "choice" in str(error)
+        mock.scripts.append(Script(raw=done) if stream else Script(body={"choices": []}))
+        if stream:
+            assert text_of(await events_of(backend, chat(stream=True))) == ""
+        else:
+            assert (await failure(backend, chat())).cause == "format"
+
+
 async def test_no_connection() -> None:
     async with MockUpstream() as mock:
         url = mock.url

@@ -135,10 +135,12 @@ def test_difficulty_is_within_its_bounds() -> None:
 
 
 @pytest.mark.parametrize("reason", ["stop", "tool_calls"])
-def test_a_client_schema_reaches_nothing_and_runs_no_expression(reason: FinishReason) -> None:
+async def test_a_client_schema_reaches_nothing_and_runs_no_expression(reason: FinishReason) -> None:
     settings = CascadeSettings(to="strong")
     answer = Answer('{"a": "' + "a" * 40 + '!"}', "", False, reason)
     slow = {"properties": {"a": {"pattern": "^(a+)+$"}}, "patternProperties": {"(a+)+$": False}}
-    assert objection(answer, OutputFormat("json_schema", slow), settings) is None
+    assert await objection(answer, OutputFormat("json_schema", slow), settings) is None
     remote = {"$ref": "http://127.0.0.1:1/schema"}
-    assert "cannot be checked" in (objection(answer, OutputFormat("json_schema", remote), settings) or "")
+    assert "cannot be checked" in (
+        await objection(answer, OutputFormat("json_schema", remote), settings) or ""
+    )

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from tests.gateway.scripted import ScriptedBackend, member
+from tests.gateway.scripted import (
+    Rig,
+    Script,
+    ScriptedBackend,
+    chat,
+    eventually,
+    failing,
+    failure,
+    member,
+)
 
 from stockpot.clock import VirtualClock
-from stockpot.errors import FailureCause
+from stockpot.errors import FailureCause, QueueFull, UpstreamError
+from stockpot.events import Event, Queued
 from stockpot.gateway.breaker import Breaker
 from stockpot.gateway.concurrency import FLOOR, AdaptiveLimit, Drift
 from stockpot.gateway.condition import Condition, Permit
 from stockpot.gateway.ejection import Standing
 from stockpot.gateway.retry import RetryBudget
+from stockpot.gateway.waiting import WaitingLine
+from stockpot.requests import Priority
 from stockpot.settings_gateway import ResilienceSettings
 
 FAULTS: list[FailureCause | None] = [
@@ -24,6 +39,10 @@ FAULTS: list[FailureCause | None] = [
     "invalid_request",
     "deadline",
 ]
+
+
+def unheard(condition: Condition, model: str) -> None:
+    """For permits whose end nobody waits for."""
 
 
 class ConditionMachine(RuleBasedStateMachine):
@@ -202,3 +221,130 @@ def test_one_that_fails_beside_sound_ones_is_ejected() -> None:
             peer.failures.add(0.0)
     assert bad.judge(peers, ratio=3.0, now_s=0.0, out_s=30.0)
     assert bad.is_out(29.9) and not bad.is_out(30.0)
+
+
+@pytest.mark.anyio
+async def test_a_request_that_no_backend_survives_counts_once_for_the_breaker() -> None:
+    backend = ScriptedBackend(*[failing("server_error")] * 6)
+    rig = Rig(backend, retries=2, breaker_failures=3)
+    for _ in range(2):
+        with pytest.raises(UpstreamError):
+            await rig.ask()
+    assert len(backend.requests) == 6 and rig.executor.condition("a").breaker == "closed"
+    assert (await rig.ask())[0] == "Hello there"
+
+
+@pytest.mark.anyio
+async def test_that_there_is_no_connection_counts_each_time() -> None:
+    backend = ScriptedBackend(*[failing("connect")] * 3)
+    rig = Rig(backend, retries=2, breaker_failures=3)
+    with pytest.raises(UpstreamError):
+        await rig.ask()
+    assert rig.executor.condition("a").breaker == "open"
+
+
+def test_a_probe_that_fails_opens_the_breaker_again_though_its_request_was_counted() -> None:
+    clock = VirtualClock()
+    settings = ResilienceSettings(breaker_failures=1, breaker_open_s=5.0)
+    condition = Condition(member("a", ScriptedBackend()), settings, clock)
+    blamed: set[str] = set()
+    for _ in range(2):
+        condition.take("m", unheard, blamed).close("server_error")
+        assert condition.breaker.state == "open" and blamed == {"a"}
+        clock.advance(condition.breaker.opens_in_s)
+
+
+@pytest.mark.anyio
+async def test_a_rest_of_a_day_is_one_of_a_minute_and_then_one_request_looks() -> None:
+    clock, gate = VirtualClock(), asyncio.Event()
+    day_s = 86_400.0
+    backend = ScriptedBackend(
+        failing("rate_limited", retry_after_s=day_s),
+        failing("rate_limited", retry_after_s=day_s),
+        Script(gate=gate),
+    )
+    rig = Rig(backend, clock=clock)
+
+    async def refused() -> float:
+        with pytest.raises(UpstreamError) as caught:
+            await rig.ask()
+        assert caught.value.cause == "rate_limited"
+        return caught.value.retry_after_s or 0.0
+
+    # Who asked is told what the backend said; the others, when they may ask again.
+    assert await refused() == day_s
+    assert await refused() == 60
+    clock.advance(60)
+    assert await refused() == day_s
+    assert await refused() == 60
+    clock.advance(60)
+    task = asyncio.create_task(rig.ask())
+    await eventually(lambda: backend.running)
+    assert await refused() == 1 and len(backend.requests) == 3
+    # Its leaving tells nothing; the next one looks.
+    task.cancel()
+    await asyncio.wait((task,))
+    both = await asyncio.gather(rig.ask(), rig.ask(), return_exceptions=True)
+    assert sum(isinstance(each, UpstreamError) for each in both) == 1
+    await asyncio.gather(rig.ask(), rig.ask())
+
+
+def test_after_a_short_rest_all_may_ask() -> None:
+    clock = VirtualClock()
+    condition = Condition(member("a", ScriptedBackend()), ResilienceSettings(), clock)
+    permit = condition.take("m", unheard)
+    condition.rest("m", 3.0, failure("rate_limited").cause)
+    permit.close("rate_limited")
+    assert condition.obstacle("m") is not None
+    clock.advance(3)
+    condition.take("m", unheard)
+    assert condition.obstacle("m") is None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("before", ["normal", "low"])
+async def test_a_burst_does_not_make_the_line_longer_than_its_limit(before: Priority) -> None:
+    line = WaitingLine(VirtualClock(), 4)
+    waiters = [line.enter("m", before) for _ in range(2)]
+    refused = 0
+    # Nothing that was put out gets to run in between.
+    for _ in range(500):
+        try:
+            waiters.append(line.enter("m", "high"))
+        except QueueFull:
+            refused += 1
+        assert len(line) <= 4
+    assert len(line) == sum(line.lengths().values()) == 4 and refused == 496
+    assert line.lengths()["high"] == 4
+    for waiter in waiters[:2]:
+        with pytest.raises(QueueFull):
+            await waiter.turn(0.0)
+    assert line.is_first(waiters[2]) and not line.is_first(waiters[0])
+    for waiter in waiters:
+        waiter.leave()
+    assert len(line) == 0 and not line.waited_for()
+
+
+@pytest.mark.anyio
+async def test_who_is_refused_soon_has_been_told_nothing_before() -> None:
+    gate = asyncio.Event()
+    backend = ScriptedBackend(Script(gate=gate))
+    rig = Rig(backend, max_concurrency=1, queue_limit=2, queue_timeout_s=20.0)
+    running = asyncio.create_task(rig.ask())
+    await eventually(lambda: backend.running)
+    events: list[Event] = []
+    low = asyncio.create_task(rig.ask(chat(priority="low"), events=events))
+    await eventually(lambda: rig.executor.waiting()["low"])
+    others = [asyncio.create_task(rig.ask()) for _ in range(2)]
+    with pytest.raises(QueueFull):
+        await low
+    assert not events
+    # Who waits for longer is told so, and goes on.
+    patient: list[Event] = []
+    others[1].cancel()
+    await asyncio.wait(others[1:])
+    others[1] = asyncio.create_task(rig.ask(events=patient))
+    await eventually(lambda: patient)
+    assert patient == [Queued(1)]
+    gate.set()
+    await asyncio.gather(running, *others)

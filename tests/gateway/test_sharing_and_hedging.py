@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 
 import anyio
@@ -10,11 +11,13 @@ import pytest
 from tests.gateway.scripted import Rig, Script, ScriptedBackend, causes, chat, eventually, failing, plan
 
 from stockpot.caller import Caller
-from stockpot.errors import UpstreamError
+from stockpot.clock import VirtualClock
+from stockpot.errors import DeadlineExceeded, UpstreamError
+from stockpot.events import Event, Finished
 from stockpot.gateway.journey import Journey
 from stockpot.gateway.single_flight import identity_of
 from stockpot.gateway.spans import no_spans
-from stockpot.requests import CompletionRequest, Tool
+from stockpot.requests import ChatRequest, CompletionRequest, Priority, Tool
 
 pytestmark = pytest.mark.anyio
 
@@ -102,6 +105,120 @@ async def test_a_late_one_gets_all_and_a_slow_one_holds_nobody_up() -> None:
     assert type(first).__name__ == "Queued" and len(rest) == 200 + 3
 
 
+def late() -> DeadlineExceeded:
+    return DeadlineExceeded("The deadline passed.")
+
+
+class EndsLate(ScriptedBackend):
+    """The deadline of its first request passes when `gate` opens; it says so by an error, or by an end."""
+
+    def __init__(self, gate: asyncio.Event, *, raises: bool) -> None:
+        super().__init__(Script((), reason="deadline", gate=gate))
+        self._gate = gate
+        self._raises = raises
+
+    async def generate(self, request: ChatRequest | CompletionRequest) -> AsyncGenerator[Event]:
+        first = not self.requests
+        async for event in super().generate(request):
+            if first and self._raises and isinstance(event, Finished):
+                raise late()
+            yield event
+
+
+@pytest.mark.parametrize("raises", [False, True])
+async def test_who_came_later_outlives_the_deadline_of_the_first(raises: bool) -> None:
+    clock, gate = VirtualClock(), asyncio.Event()
+    backend = EndsLate(gate, raises=raises)
+    rig = Rig(backend, clock=clock)
+    journeys: list[Journey] = []
+    told: list[list[Event]] = []
+    tasks: list[asyncio.Task[tuple[str, Journey]]] = []
+    for index in range(3):
+        journeys.append(rig.journey())
+        told.append([])
+        request = chat(temperature=0.0, deadline_s=100.0)
+        tasks.append(asyncio.create_task(rig.ask(request, journey=journeys[index], events=told[index])))
+        await eventually(lambda index=index: told[index])
+        clock.advance(4)
+    assert len(backend.requests) == 1
+    # The first has no time left, the others have 4 s and 8 s.
+    clock.advance(88)
+    gate.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    reasons = [[event.reason for event in events if isinstance(event, Finished)] for events in told]
+    assert isinstance(results[0], DeadlineExceeded) == raises
+    assert reasons == [[] if raises else ["deadline"], ["stop"], ["stop"]]
+    # Made anew once, for both; one of them pays.
+    assert len(backend.requests) == 2
+    assert [len(journey.attempts) for journey in journeys] == [1, 1, 0]
+    assert [journey.shared for journey in journeys] == [False, False, True]
+
+
+async def test_who_would_lose_much_time_by_joining_does_not() -> None:
+    clock, gate = VirtualClock(), asyncio.Event()
+    backend = ScriptedBackend(Script(gate=gate), Script(gate=gate))
+    rig = Rig(backend, clock=clock)
+    tasks: list[asyncio.Task[tuple[str, Journey]]] = []
+    for running in (1, 2):
+        tasks.append(asyncio.create_task(rig.ask(chat(temperature=0.0, deadline_s=2.6))))
+        await eventually(lambda running=running: backend.running == running)
+        clock.advance(2)
+    gate.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_deadline_that_is_ones_own_is_not_tried_again() -> None:
+    backend = ScriptedBackend(*[Script((), late())] * 9)
+    with pytest.raises(DeadlineExceeded):
+        await Rig(backend).ask(chat(temperature=0.0, deadline_s=100.0))
+    assert len(backend.requests) == 1
+
+
+async def test_the_urgent_do_not_wait_where_others_wait() -> None:
+    gate = asyncio.Event()
+    backend = ScriptedBackend(Script(gate=gate))
+    rig = Rig(backend, max_concurrency=1)
+    order: list[str] = []
+
+    async def ask(priority: Priority, temperature: float = 0.0) -> None:
+        await rig.ask(chat(temperature=temperature, priority=priority))
+        order.append(priority)
+
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        group.create_task(ask("normal", 1.0))
+        await eventually(lambda: backend.running)
+        asked: list[tuple[Priority, float]] = [("low", 0.0), ("normal", 1.0), ("high", 0.0)]
+        for waiting, (priority, temperature) in enumerate(asked, 1):
+            group.create_task(ask(priority, temperature))
+            await eventually(lambda waiting=waiting: sum(rig.executor.waiting().values()) == waiting)
+        gate.set()
+    assert order == ["normal", "high", "normal", "low"]
+
+
+@pytest.mark.parametrize("value", [10**30, -(10**30), {"deep": [2**64]}, "\ud800"])
+async def test_what_has_no_identity_is_not_shared(value: object) -> None:
+    gate = asyncio.Event()
+    backend = ScriptedBackend(Script(gate=gate), Script(gate=gate))
+    rig = Rig(backend)
+    request = chat(temperature=0.0, extras={"field": value})
+    tasks = [asyncio.create_task(rig.ask(request)) for _ in range(2)]
+    await eventually(lambda: backend.running == 2)
+    gate.set()
+    assert [(await task)[0] for task in tasks] == ["Hello there"] * 2
+
+
+async def test_every_attempt_has_an_id_of_its_own() -> None:
+    backend = ScriptedBackend(failing("reset"), failing("reset"))
+    other = ScriptedBackend(failing("reset"))
+    await Rig(backend, other, retries=3).ask()
+    ids = [each.generation.request_id for each in (*backend.requests, *other.requests)]
+    assert sorted(ids) == ["r", "r.1", "r.2", "r.3"]
+
+    slow, quick = ScriptedBackend(Script(gate=asyncio.Event())), ScriptedBackend()
+    await Rig(slow, quick, hedge_after_s=0.01).ask()
+    assert [each.generation.request_id for each in (*slow.requests, *quick.requests)] == ["r", "r.1"]
+
+
 async def test_identity_is_all_that_makes_a_difference() -> None:
     base = chat(temperature=0.0)
     generation = base.generation
@@ -123,6 +240,7 @@ async def test_identity_is_all_that_makes_a_difference() -> None:
                 {"stream": False},
                 {"user": "u"},
                 {"deadline_s": 3.0},
+                {"priority": "high"},
             )
         ),
         CompletionRequest(generation, "Hi"),

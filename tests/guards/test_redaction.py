@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from stockpot.errors import GuardRefused
 from stockpot.events import Notice
 from stockpot.guards.counts import GuardCounts, Told
-from stockpot.guards.finders import Finder, personal_kinds, secret_kinds, word_kinds
+from stockpot.guards.finders import Finder, ReadingTime, personal_kinds, secret_kinds, word_kinds
 from stockpot.guards.redaction import StreamWindow, inspected
 from stockpot.guards.rule import Rule, Scope
 from stockpot.settings_guards import Action
@@ -48,7 +48,14 @@ def rules(action: Action = "redact") -> list[Rule]:
 
 
 def whole(text: str, notices: list[Notice] | None = None) -> str:
-    return inspected(text, rules(), "output", Told([] if notices is None else notices), GuardCounts())
+    return inspected(
+        text,
+        rules(),
+        "output",
+        Told([] if notices is None else notices),
+        GuardCounts(),
+        time_left=ReadingTime(),
+    )
 
 
 def streamed(pieces: list[str]) -> list[str]:
@@ -97,6 +104,6 @@ def test_plain_words_go_out_at_once_but_for_the_last() -> None:
 
 def test_refusals_name_the_rule_and_never_the_text() -> None:
     with pytest.raises(GuardRefused) as refused:
-        inspected(REAL[1], rules("refuse"), "input", Told([]), GuardCounts())
+        inspected(REAL[1], rules("refuse"), "input", Told([]), GuardCounts(), time_left=ReadingTime())
     assert "rule0" in str(refused.value)
     assert "AKIA" not in str(refused.value)

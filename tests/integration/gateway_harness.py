@@ -35,6 +35,8 @@ from stockpot.wire.server import Server, listen
 NEVER_S = 30.0
 """What has not happened by then never will."""
 
+ADMIN = {"authorization": "Bearer the-admin-key"}
+
 PRICES = {"input": 1.0, "output": 2.0}
 
 
@@ -145,12 +147,14 @@ class Gateway:
 
     async def usage(self, by: str = "", **query: str) -> list[dict[str, Any]]:
         """Rows of `/admin/usage`."""
-        answer = await self.client.get("/admin/usage", params={"by": by, **query} if by else query)
+        answer = await self.client.get(
+            "/admin/usage", params={"by": by, **query} if by else query, headers=ADMIN
+        )
         assert answer.status_code == 200, answer.text
         return answer.json()["rows"]
 
     async def create_key(self, **fields: Any) -> dict[str, Any]:
-        answer = await self.client.post("/admin/keys", json={"name": "k", **fields})
+        answer = await self.client.post("/admin/keys", json={"name": "k", **fields}, headers=ADMIN)
         assert answer.status_code == 201, answer.text
         return answer.json()
 
@@ -159,7 +163,9 @@ class Gateway:
 async def gateway(
     folder: Path, *, engine: Backend | None = None, headers_timeout_s: float = 60.0, **sections: Any
 ) -> AsyncGenerator[Gateway]:
-    """A gateway with these settings, in the running loop; stopped at the end, without a drain."""
+    """A gateway with these settings, in the running loop, administered with `ADMIN`; stopped at the end,
+    without a drain."""
+    sections.setdefault("access", {"admin_key": "the-admin-key"})
     running = Gateway(settings_of(folder, engine is not None, sections), engine, headers_timeout_s)
     await running.serving.start()
     serves = asyncio.create_task(running.server.serve([running.listener]))
@@ -236,7 +242,9 @@ class Process:
                     self.url = self.url or found[0]
                 if self.log[-1].startswith("try:"):
                     break
-        assert self.url, "".join(self.log)
+        if not self.url:
+            await self.process.wait()
+            raise RuntimeError("".join(self.log))
         self._reads = asyncio.create_task(self._drain())
         return self
 

@@ -228,6 +228,7 @@ async def test_virtual_keys_beside_those_of_the_settings() -> None:
     required = Identity(AccessSettings(keys="required"), resolver, clock=clock)
     nobody = request_from("192.0.2.1")
     assert await auto.caller(nobody) is NOBODY
+    assert await auto.administrator(request_from("127.0.0.1", **LOCAL)) == "local"
     with pytest.raises(Unauthenticated, match="needs an API key"):
         await required.caller(nobody)
     root, root_text = admin.create(NewKey("root", kind="admin"), actor="t")
@@ -244,7 +245,8 @@ async def test_virtual_keys_beside_those_of_the_settings() -> None:
             await identity.administrator(request_from("127.0.0.1", **LOCAL, **bearer(text)))
         with pytest.raises(Unauthenticated):
             await identity.administrator(request_from("127.0.0.1", **LOCAL, **bearer(new_key(root.id))))
-        assert await identity.administrator(request_from("127.0.0.1", **LOCAL)) == "local"
+        with pytest.raises(Forbidden, match="keys create --admin"):
+            await identity.administrator(request_from("127.0.0.1", **LOCAL))
     admin.revoke(root.id, actor="t")
     clock.advance(2)
     with pytest.raises(Unauthenticated, match="revoked"):

@@ -37,19 +37,22 @@ class Rates:
     input: int
     cached: int
     written: int
+    written_1h: int
     output: int
     request: int = 0
     above: int = -1
 
-    def cost(self, prompt: int, cached: int, written: int, output: int) -> int:
-        """Nanodollars, to the nearest. `cached` and `written` are parts of `prompt`."""
+    def cost(self, prompt: int, cached: int, written: int, written_1h: int, output: int) -> int:
+        """Nanodollars, to the nearest. `cached` and `written` are parts of `prompt`, `written_1h` of
+        `written`."""
         fresh = max(0, prompt - cached - written)
-        micro = fresh * self.input + cached * self.cached + written * self.written + output * self.output
+        micro = fresh * self.input + cached * self.cached + output * self.output
+        micro += (written - written_1h) * self.written + written_1h * self.written_1h
         return (micro + _RATES_PER_NANO // 2) // _RATES_PER_NANO + self.request
 
     def most(self, prompt: int, output: int) -> int:
         """Nanodollars if every token is of the dearest kind."""
-        dearest = max(self.input, self.cached, self.written)
+        dearest = max(self.input, self.cached, self.written, self.written_1h)
         return -(-(prompt * dearest + output * self.output) // _RATES_PER_NANO) + self.request
 
 
@@ -111,7 +114,9 @@ class PriceBook:
         if not price.tiers:
             return Cost(0, price.source)
         rates = _tier(price.tiers, prompt)
-        nanousd = rates.cost(prompt, attempt.cached_tokens, attempt.written_tokens, output)
+        nanousd = rates.cost(
+            prompt, attempt.cached_tokens, attempt.written_tokens, attempt.written_1h_tokens, output
+        )
         return Cost(nanousd, price.source)
 
     def upper_bound(
@@ -220,16 +225,17 @@ def _may_be_listed(settings: BackendSettings) -> bool:
 def _configured(prices: PriceSettings) -> Rates:
     cached = prices.input if prices.cached is None else prices.cached
     written = prices.input if prices.written is None else prices.written
-    micro = (_micro(Decimal(str(price))) for price in (prices.input, cached, written, prices.output))
-    return Rates(*micro)
+    written_1h = written if prices.written_1h is None else prices.written_1h
+    each = (prices.input, cached, written, written_1h, prices.output)
+    return Rates(*(_micro(Decimal(str(price))) for price in each))
 
 
 def _tiers(prices: ModelPrice) -> tuple[Rates, ...]:
     """The list's prices as rates, one for each length of prompt at which one of them changes. Beyond it the
     new price is that of all tokens (so `genai-prices` and the providers have it)."""
     names = ("input_mtok", "cache_read_mtok", "cache_write_mtok", "cache_write_5m_mtok")
-    names += ("output_mtok", "requests_kcount")
-    each: dict[str, Any] = {name: getattr(prices, name) for name in names}
+    names += ("cache_write_1h_mtok", "output_mtok", "requests_kcount")
+    each: dict[str, Any] = {name: getattr(prices, name, None) for name in names}
     starts = {tier.start for price in each.values() for tier in getattr(price, "tiers", ())}
     return tuple(_rates_at(each, above) for above in (-1, *sorted(starts)))
 
@@ -251,6 +257,7 @@ def _rates_at(prices: Mapping[str, Any], above: int) -> Rates:
         input=_micro(fresh),
         cached=_micro(price("cache_read_mtok", fresh)),
         written=_micro(written),
+        written_1h=_micro(price("cache_write_1h_mtok", written)),
         output=_micro(price("output_mtok", zero)),
         request=int(price("requests_kcount", zero) * _MICRO),  # of dollars for 1,000, into billionths for one
         above=above,

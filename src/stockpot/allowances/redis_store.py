@@ -77,9 +77,10 @@ class RedisStore(AllowanceStore):
             self._redis: Redis = redis.asyncio.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
                 settings.redis_url, socket_connect_timeout=settings.timeout_s, **credentials
             )
-        except ValueError as error:
+        except ValueError:  # its words may hold a part of the password
             raise ConfigurationError(
-                f"allowances.redis_url does not fit: {error}. Use redis://HOST:PORT/DB, rediss:// or unix://."
+                "allowances.redis_url does not fit; use redis://HOST:PORT/DB, rediss:// or unix://, and write"
+                " what is special in a password as %XX (or set allowances.redis_password)."
             ) from None
         self._prefix = f"{settings.prefix}:allow"
         self._timeout_s = settings.timeout_s

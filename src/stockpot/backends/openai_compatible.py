@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import msgspec
 
 from stockpot.backends.openai_events import OpenAIParser
 from stockpot.backends.openai_render import render_chat, render_completion, render_embedding, render_prompt
+from stockpot.backends.prompt_estimate import CHARACTERS_PER_TOKEN, estimated_prompt_tokens
 from stockpot.backends.remote import Cadence, Call, RemoteBackend
 from stockpot.clock import Clock
 from stockpot.errors import UnsupportedField
@@ -30,18 +32,17 @@ class OpenAIBackend(RemoteBackend):
         return f"{self.settings.url}/models"
 
     def call(self, request: ChatRequest | CompletionRequest, model: str) -> Call:
-        server = self.settings.server
+        server, allowed = self.settings.server, self.settings.allow_extras
         if isinstance(request, ChatRequest):
             url = f"{self.settings.url}/chat/completions"
-            body = render_chat(request, model, server)
-            characters = sum(len(message.content) for message in request.messages)
+            body = render_chat(request, model, server, allowed)
         else:
             url = f"{self.settings.url}/completions"
-            body = render_completion(request, model, server)
-            # One id stands for about four characters.
-            characters = len(request.prompt) * (1 if isinstance(request.prompt, str) else 4)
+            body = render_completion(request, model, server, allowed)
         parser = OpenAIParser(
-            self.upstream.fail, choices=request.generation.choices, prompt_characters=characters
+            self.upstream.fail,
+            choices=request.generation.choices,
+            prompt_characters=estimated_prompt_tokens(request) * CHARACTERS_PER_TOKEN,
         )
         return Call(url, body, parser)
 
@@ -49,7 +50,7 @@ class OpenAIBackend(RemoteBackend):
         model = self.upstream_model(request.generation.model)
         answer = await self.post(
             f"{self.settings.url}/embeddings",
-            render_embedding(request, model),
+            render_embedding(request, model, self.settings.server, self.settings.allow_extras),
             request.generation,
         )
         try:
@@ -63,6 +64,11 @@ class OpenAIBackend(RemoteBackend):
                 "format", f"gave {len(told.data)} embeddings for {len(request.inputs)} inputs."
             )
         in_order = sorted(told.data, key=lambda entry: entry.index)
+        if any(isinstance(entry.embedding, str) and not _is_floats(entry.embedding) for entry in in_order):
+            raise self.upstream.fail.error(
+                "format", "gave an embedding that is no base64 of 32-bit numbers; it works with no client."
+            )
+        # 0 where it does not say: who counts what was used estimates it.
         tokens = told.usage.prompt_tokens if told.usage is not None else 0
         vectors = cast(Any, [entry.embedding for entry in in_order])
         return Embeddings(request.generation.model, vectors, tokens)
@@ -113,6 +119,15 @@ class OpenAIBackend(RemoteBackend):
 
     async def _ask(self, path: str, body: Mapping[str, Any]) -> Any:
         return await self.post(self.root + path, msgspec.json.encode(body), None)
+
+
+def _is_floats(text: str) -> bool:
+    """Whether it is base64 of one 32-bit number or more."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError:
+        return False
+    return bool(data) and len(data) % 4 == 0
 
 
 class _Embedding(msgspec.Struct):

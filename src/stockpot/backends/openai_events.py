@@ -133,6 +133,7 @@ class OpenAIParser:
         self.done = False
         self._fail = fail
         self._open = set(range(choices))
+        self._unseen = set(self._open)
         self._choices = choices
         self._started = False
         self._usage: _Usage | None = None
@@ -165,16 +166,15 @@ class OpenAIParser:
             self._choice(choice, choice.message, events)
             if choice.index in self._open:
                 raise self._fail.error("format", f"gave no 'finish_reason' for choice {choice.index}.")
-        if self._open:
-            raise self._fail.error(
-                "format", f"gave {len(answer.choices)} choices where {self._choices} were asked for."
-            )
+        self._count_choices()
         self.done = True
         return events
 
     def end(self) -> Sequence[Event]:
         if not self.done and self._open:
             raise self._fail.error("truncated", "ended its answer in the middle, without a reason.")
+        if self._choices > 1 and self.done:
+            self._count_choices()
         # `[DONE]` without a reason: nothing is missing, and no more is known.
         missing: list[Event] = [] if self._started else [self._start()]
         missing += [Finished(choice, "stop") for choice in self.unfinished()]
@@ -230,13 +230,31 @@ class OpenAIParser:
             raise self._fail.in_stream({"message": answer.message, "code": answer.code})
         return answer
 
+    def _count_choices(self) -> None:
+        """Raises where choices are missing. A backend that gives some of them ignores `n`: that is about this
+        request, and trying again would not help. One that gives none gave no answer."""
+        if len(self._unseen) == self._choices:
+            raise self._fail.error("format", "gave an answer without choices.")
+        if self._unseen:
+            given = self._choices - len(self._unseen)
+            raise self._fail.error(
+                "invalid_request",
+                f"gave {given} of the {self._choices} choices that were asked for; ask for one choice at a"
+                " time.",
+                param="n",
+            )
+
     def _choice(self, choice: _Choice, text: _Text | None, events: list[Event]) -> None:
         if choice.index not in self._open:
             if not 0 <= choice.index < self._choices:
                 raise self._fail.error(
-                    "format", f"sent choice {choice.index}; {self._choices} were asked for."
+                    "invalid_request",
+                    f"sent choice {choice.index} where {self._choices} were asked for (from 0); leave out the"
+                    " fields that ask it for more.",
+                    param="n",
                 )
             return  # what comes behind its end (as empty chunks with usage do) adds nothing
+        self._unseen.discard(choice.index)
         delta = self._delta(choice, text)
         if delta is not None:
             self._deltas += 1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 import msgspec
 
 from stockpot.backends.marked_parts import boundaries_of, marked_parts
+from stockpot.backends.refused_extras import refuse_extras_of
 from stockpot.errors import UnsupportedField
 from stockpot.requests import (
     CacheBoundary,
@@ -43,10 +44,11 @@ _ANTHROPIC_WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
 """Extra fields of the Anthropic API, and the values at which they ask for nothing special."""
 
 
-def render_chat(request: ChatRequest, model: str, server: Server) -> bytes:
-    """The body of /chat/completions. Raises UnsupportedField."""
+def render_chat(request: ChatRequest, model: str, server: Server, allowed: Collection[str] = ()) -> bytes:
+    """The body of /chat/completions, with the `allowed` extras (see `refused_extras`). Raises
+    UnsupportedField."""
     generation = request.generation
-    body = _generation(request.generation, model, server)
+    body = _generation(generation, model, server, allowed)
     body["messages"] = [
         _message(message, index, request.boundaries if server == "stockpot" else (), server)
         for index, message in enumerate(request.messages)
@@ -70,10 +72,12 @@ def render_chat(request: ChatRequest, model: str, server: Server) -> bytes:
     return msgspec.json.encode(body)
 
 
-def render_completion(request: CompletionRequest, model: str, server: Server) -> bytes:
-    """The body of /completions. Raises UnsupportedField."""
+def render_completion(
+    request: CompletionRequest, model: str, server: Server, allowed: Collection[str] = ()
+) -> bytes:
+    """The body of /completions, likewise. Raises UnsupportedField."""
     generation = request.generation
-    body = _generation(generation, model, server)
+    body = _generation(generation, model, server, allowed)
     body["prompt"] = request.prompt
     if generation.max_tokens is not None:
         body["max_tokens"] = generation.max_tokens
@@ -86,9 +90,12 @@ def render_completion(request: CompletionRequest, model: str, server: Server) ->
     return msgspec.json.encode(body)
 
 
-def render_embedding(request: EmbeddingRequest, model: str) -> bytes:
-    """The body of /embeddings."""
+def render_embedding(
+    request: EmbeddingRequest, model: str, server: Server, allowed: Collection[str] = ()
+) -> bytes:
+    """The body of /embeddings, likewise. Raises UnsupportedField."""
     generation = request.generation
+    refuse_extras_of(server, generation.extras, allowed)
     body: Json = {**generation.extras, "model": model, "input": request.inputs}
     if request.encoding_format != "float":
         body["encoding_format"] = request.encoding_format
@@ -112,9 +119,13 @@ def render_prompt(request: ChatRequest, model: str, server: Server) -> Json:
     return body
 
 
-def _generation(generation: Generation, model: str, server: Server) -> Json:
+def _generation(generation: Generation, model: str, server: Server, allowed: Collection[str]) -> Json:
     """What chats and plain completions have in common; what the client's extras say never overrides it."""
-    body: Json = dict(generation.extras) if generation.dialect == "openai" else _from_anthropic(generation)
+    if generation.dialect == "openai":
+        refuse_extras_of(server, generation.extras, allowed)
+        body: Json = dict(generation.extras)
+    else:
+        body = _from_anthropic(generation)
     body["model"] = model
     if generation.stream:
         body["stream"] = True

@@ -156,8 +156,10 @@ def _serve(config: Path | None, overrides: dict[str, Any], log_level: LogLevel) 
         if settings.engine.enabled:
             with terminal_progress(Console(stderr=True)) as progress:
                 runtime = stack.enter_context(closing(open_runtime(settings, progress=progress)))
-        reread = partial(load_settings, config, **overrides)
-        watch = partial(ConfigWatch, config_path(config), reread, since=since)
+        # By the path it was found at: a file that is gone later is an error, not a change to the defaults.
+        found = config_path(config)
+        reread = partial(load_settings, found, **overrides)
+        watch = partial(ConfigWatch, found, reread, since=since)
         uvloop.run(_run(runtime, settings, listener, console, watch))
 
 
@@ -182,7 +184,7 @@ async def _run(
     else:
         serving = open_serving(settings, runtime.backend, clock=clock, stats=runtime.engine_stats)
         runtime.observers.append(serving.service.metrics)
-    watch = watching(apply=serving.reload, clock=clock)
+    serving.watch = watch = watching(apply=serving.reload, clock=clock)
     try:
         await serving.start()
         server = Server(
@@ -204,13 +206,15 @@ async def _run(
 
 def _print_banner(runtime: Runtime | None, serving: Serving, host: str, port: int, console: Console) -> None:
     """Address, facts, and a first request to copy. The fact `hint` is a sentence and comes last."""
+    from urllib.parse import urlsplit
+
     from rich.table import Table
     from rich.text import Text
 
     shown_host = f"[{host}]" if ":" in host else host
     url = f"http://{shown_host}:{port}"
     facts = dict(runtime.banner_facts()) if runtime is not None else {}
-    remote = [f"{name} ({each.url})" for name, each in serving.settings.backends.items()]
+    remote = [f"{name} ({urlsplit(each.url).hostname})" for name, each in serving.settings.backends.items()]
     if remote:
         facts = {"backends": ", ".join(remote), **facts}
     hint = facts.pop("hint", None)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from stockpot.clock import Clock
 from stockpot.errors import FailureCause, cause_of
-from stockpot.events import Completed, Delta, Event, Finished
+from stockpot.events import Completed, Delta, Event, Finished, Timings
 from stockpot.gateway.journey import Journey
 from stockpot.records import Attempt, CacheOutcome, Cost, Operation, RequestRecord
 from stockpot.requests import AnyRequest, ChatRequest, EmbeddingRequest
@@ -53,7 +53,7 @@ class Account:
             case Finished():
                 self._reason = event.reason
                 self._cause = self._cause or _ENDED.get(event.reason)
-            case Completed():
+            case Completed():  # with the times of the request (`timings`)
                 self._completed = event
             case _:
                 pass
@@ -85,6 +85,15 @@ class Account:
         source = "unknown" if "unknown" in sources else sources[-1]
         return Cost(sum(cost.nanousd for cost in used), source)
 
+    def timings(self, answering: Timings) -> Timings:
+        """Of the request, from its arrival here; `answering` are those of the attempt that answered, whose
+        backend may have let it wait too."""
+        journey = self.journey
+        total_s = self._clock.monotonic() - journey.arrived_s
+        # Who shares an answer may have come when its wait was over.
+        queue_s = min(journey.queue_s + answering.queue_s, total_s)
+        return Timings(queue_s, journey.first_token_s, total_s)
+
     def record(self) -> RequestRecord:
         """The request as it is now that it is over."""
         generation, journey = self.request.generation, self.journey
@@ -95,7 +104,7 @@ class Account:
         tpot_s = None
         if journey.first_token_s is not None and self._last_token_s is not None and output > 1:
             tpot_s = (self._last_token_s - journey.first_token_s) / (output - 1)
-        timings = self._completed.timings if self._completed else None
+        queue_s = self._completed.timings.queue_s if self._completed else journey.queue_s
         prompt = sum(each.prompt_tokens for each in attempts)
         cached = sum(each.cached_tokens for each in attempts)
         return RequestRecord(
@@ -118,7 +127,7 @@ class Account:
             completion_tokens=sum(each.completion_tokens for each in attempts),
             estimated=any(each.estimated for each in attempts),
             cache=_cache_outcome(prompt, cached),
-            queue_s=journey.queue_s + (timings.queue_s if timings else 0.0),
+            queue_s=queue_s,
             ttft_s=journey.first_token_s,
             tpot_s=tpot_s,
             total_s=total_s,

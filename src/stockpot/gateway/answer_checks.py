@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
+import regex
+
+from stockpot.errors import ConfigurationError
+from stockpot.guards.bounded_schema import BoundedSchema, CannotBeChecked
 from stockpot.requests import OutputFormat
 from stockpot.settings_gateway import CascadeSettings
 
@@ -28,6 +31,7 @@ _REFUSALS = (
     "i do not know",
 )
 _REFUSAL_CHARACTERS = 80
+_MATCH_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,9 @@ class Answer:
     reason: str
 
 
-def objection(answer: Answer, output: OutputFormat, settings: CascadeSettings) -> str | None:
-    """What is wrong with an answer, for people, without its text; None: nothing that is looked for."""
+async def objection(answer: Answer, output: OutputFormat, settings: CascadeSettings) -> str | None:
+    """What is wrong with an answer, for people, without its text; None: nothing that is looked for.
+    What reads the whole answer does so beside the event loop."""
     checks = settings.on
     if answer.reason in ("error", "cancelled"):
         return "broke off"
@@ -53,10 +58,20 @@ def objection(answer: Answer, output: OutputFormat, settings: CascadeSettings) -
     elif answer.calls:
         return None
     elif "schema" in checks and output.kind != "text":
-        wrong = _against(output, answer.text)
+        wrong = await asyncio.to_thread(_against, output, answer.text)
     if wrong is None and "regex" in checks and settings.pattern is not None:
-        wrong = None if re.search(settings.pattern, answer.text) else "did not match the pattern"
+        wrong = await asyncio.to_thread(_unmatched, settings.pattern, answer.text)
     return wrong
+
+
+def check_pattern(pattern: str) -> None:
+    """Raises ConfigurationError for what is no regular expression."""
+    try:
+        regex.compile(pattern)
+    except regex.error as error:
+        raise ConfigurationError(
+            f"The pattern {pattern!r} of a cascade is no regular expression: {error}. Correct it."
+        ) from error
 
 
 def is_refusal(answer: Answer) -> bool:
@@ -69,10 +84,16 @@ def is_refusal(answer: Answer) -> bool:
     return start.startswith(_REFUSALS)
 
 
-def _against(output: OutputFormat, text: str) -> str | None:
-    from jsonschema.exceptions import SchemaError
-    from referencing.exceptions import Unresolvable
+def _unmatched(pattern: str, text: str) -> str | None:
+    try:
+        # Compiled once: the library keeps what it has compiled.
+        found = regex.search(pattern, text, timeout=_MATCH_TIMEOUT_S, concurrent=True)
+    except TimeoutError:
+        return "could not be matched with the pattern in time"
+    return None if found else "did not match the pattern"
 
+
+def _against(output: OutputFormat, text: str) -> str | None:
     try:
         value: Any = json.loads(text)
     except (ValueError, RecursionError):
@@ -80,24 +101,7 @@ def _against(output: OutputFormat, text: str) -> str | None:
     if output.kind == "json_object" or output.schema is None:
         return None if isinstance(value, dict) else "was no JSON object"
     try:
-        return None if _validator(output.schema).is_valid(value) else "did not satisfy its schema"
-    except (SchemaError, Unresolvable, RecursionError):
+        wrong = BoundedSchema(output.schema, trusted=False).error(value)
+    except CannotBeChecked:
         return "has a schema that cannot be checked"
-
-
-def _validator(schema: Mapping[str, Any] | bool) -> Any:
-    """A validator that fetches nothing (the schema is the client's: its references stay within it) and leaves
-    `pattern` and `patternProperties` alone: a client's regular expression can take exponential time."""
-    from jsonschema import validators
-    from referencing import Registry
-
-    library: Any = validators
-    unchecked: Any = {"pattern": _nothing, "patternProperties": _nothing}
-    if '"patternProperties"' in json.dumps(schema):
-        # Which properties are additional would have to be matched with those expressions.
-        unchecked["additionalProperties"] = unchecked["unevaluatedProperties"] = _nothing
-    return library.extend(library.validator_for(schema), unchecked)(schema, registry=cast(Any, Registry)())
-
-
-def _nothing(*_: object) -> Sequence[object]:
-    return ()
+    return None if wrong is None else "did not satisfy its schema"

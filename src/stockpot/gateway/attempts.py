@@ -6,28 +6,26 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
+from stockpot.backends.prompt_estimate import estimated_prompt_tokens, tokens_of
 from stockpot.clock import Clock
 from stockpot.errors import DeadlineExceeded, FailureCause, UpstreamError, cause_of
 from stockpot.events import Completed, Delta, Event, Finished, Started
 from stockpot.gateway.condition import Permit
+from stockpot.gateway.given_up import is_billed, output_given_up
 from stockpot.gateway.journey import Journey
 from stockpot.gateway.spans import RequestSpan
 from stockpot.records import Attempt
-from stockpot.requests import (
-    AnyRequest,
-    ChatRequest,
-    CompletionRequest,
-    Embeddings,
-    GenerationRequest,
-)
+from stockpot.requests import AnyRequest, Embeddings, GenerationRequest
 
 Item = Event | Embeddings
 """What comes of an attempt: events, or the one answer of an embedding."""
 
-_CHARACTERS_PER_TOKEN = 4
 _PROMPT_TOKENS_PER_UNIT = 1000
 _OUTPUT_TOKENS_PER_UNIT = 20
 """A unit of work is a thousand tokens of prompt that were not cached, or about as long: twenty of output."""
+
+_WRITTEN_S = 300
+"""How long what is written into a cache is kept at its usual price."""
 
 _ENDED_EARLY: dict[str, FailureCause] = {
     "error": "server_error",
@@ -59,6 +57,7 @@ class AttemptStream:
         hedge: bool = False,
     ) -> None:
         self.begun = False
+        self._asked = False
         self.permit = permit
         self._request = request
         self._journey = journey
@@ -84,9 +83,9 @@ class AttemptStream:
         `Completed` is passed on."""
         try:
             async with aclosing(self._open()) as stream:
+                self._asked = True
                 async for event in stream:
-                    self._saw(event)
-                    yield event
+                    yield self._saw(event)
             if self._completed is None and self._embeddings is None:
                 cause: FailureCause = "truncated" if self.begun else "format"
                 raise self._error(
@@ -109,7 +108,7 @@ class AttemptStream:
             return
         span, self._span = self._span, None
         condition, model = self.permit.condition, self.permit.model
-        attempt = self._attempt(cause)
+        attempt = self._attempt(cause, billed=self._asked and is_billed(error))
         self._journey.attempts.append(attempt)
         if cause is None:
             self._teach(attempt)
@@ -142,7 +141,8 @@ class AttemptStream:
 
         return embed()
 
-    def _saw(self, event: Item) -> None:
+    def _saw(self, event: Item) -> Item:
+        """The event, to be passed on."""
         if type(event) is Delta:
             if not self.begun:
                 self._begin()
@@ -167,6 +167,9 @@ class AttemptStream:
             self._begin()
             self._embeddings = event
             self.close(None)
+            if not event.prompt_tokens:
+                return replace(event, prompt_tokens=estimated_prompt_tokens(self._request))
+        return event
 
     def _begin(self) -> None:
         self.begun = True
@@ -177,7 +180,8 @@ class AttemptStream:
         if journey.first_token_s is None:
             journey.first_token_s = self._first_s - journey.arrived_s
 
-    def _attempt(self, cause: FailureCause | None) -> Attempt:
+    def _attempt(self, cause: FailureCause | None, *, billed: bool) -> Attempt:
+        """`billed`: the backend may have worked on it, whatever came back."""
         settings = self.permit.condition.member.settings
         model = self.permit.model
         attempt = Attempt(
@@ -189,28 +193,41 @@ class AttemptStream:
             hedge=self._hedge,
         )
         if self._embeddings is not None:
-            return replace(attempt, prompt_tokens=self._embeddings.prompt_tokens)
+            told = self._embeddings.prompt_tokens
+            return replace(
+                attempt,
+                prompt_tokens=told or estimated_prompt_tokens(self._request),
+                estimated=not told,
+            )
         if self._completed is not None:
             usage = self._completed.usage
+            promised = usage.promised_tokens or {}
             return replace(
                 attempt,
                 prompt_tokens=usage.prompt_tokens,
                 cached_tokens=usage.cached_total,
-                written_tokens=sum((usage.promised_tokens or {}).values()),
+                written_tokens=sum(promised.values()),
+                written_1h_tokens=sum(tokens for ttl_s, tokens in promised.items() if ttl_s > _WRITTEN_S),
                 completion_tokens=usage.completion_tokens,
                 estimated=usage.estimated,
             )
-        if self._started is None and not self.begun:
-            return attempt
         # It was given up, or lost, while the backend worked on it: that much is billed, as far as can be
         # known from here.
-        started = self._started or Started(0, {}, 0.0)
+        if self._started is None and not self.begun:
+            # An engine in this process says when it begins; of others nothing is heard before the answer.
+            if not billed or (settings is None and isinstance(self._request, GenerationRequest)):
+                return attempt
+            prompt, cached = 0, 0
+            output = output_given_up(self._request, settings, attempt.duration_s, cause)
+        else:
+            started = self._started or Started(0, {}, 0.0)
+            prompt, cached = started.prompt_tokens, sum(started.cached_tokens.values())
+            output = self._tokens or max(self._deltas, tokens_of(self._characters))
         return replace(
             attempt,
-            prompt_tokens=started.prompt_tokens or _prompt_characters(self._request) // _CHARACTERS_PER_TOKEN,
-            cached_tokens=sum(started.cached_tokens.values()),
-            completion_tokens=self._tokens
-            or max(self._deltas, -(-self._characters // _CHARACTERS_PER_TOKEN)),
+            prompt_tokens=prompt or estimated_prompt_tokens(self._request),
+            cached_tokens=cached,
+            completion_tokens=output,
             estimated=True,
         )
 
@@ -229,12 +246,3 @@ class AttemptStream:
 
     def _error(self, message: str, cause: FailureCause) -> UpstreamError:
         return UpstreamError(message, cause=cause, backend=self.name)
-
-
-def _prompt_characters(request: AnyRequest) -> int:
-    if isinstance(request, ChatRequest):
-        return sum(len(message.content) for message in request.messages)
-    if isinstance(request, CompletionRequest):
-        prompt = request.prompt
-        return len(prompt) * (1 if isinstance(prompt, str) else _CHARACTERS_PER_TOKEN)
-    return 0

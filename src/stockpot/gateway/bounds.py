@@ -31,17 +31,20 @@ R = TypeVar("R", bound=GenerationRequest)
 
 def prompt_bound_tokens(request: AnyRequest, bytes_per_token: float) -> int:
     """Prompt tokens at most. A token of text is one byte of UTF-8 at least, so `bytes_per_token` 1 never
-    reserves too little; images count as the largest ones do."""
+    reserves too little; images count as the largest ones do. Fields that are passed on unread may be put into
+    the prompt (`documents`, `suffix`, ...), and so count as text does, as do schemas and tools."""
+    generation = request.generation
+    unread = _json_bytes(generation.extras) + _json_bytes(generation.output_format.schema)
+    more = math.ceil(unread / bytes_per_token)
     if isinstance(request, ChatRequest):
         texts = sum(map(_message_bytes, request.messages))
-        if request.tools:
-            texts += len(msgspec.json.encode(request.tools))
+        texts += _json_bytes(request.tools) + _json_bytes(request.template_arguments)
         images = sum(isinstance(part, ImagePart) for message in request.messages for part in message.parts)
         turns = len(request.messages) + 1 + len(request.tools)
-        return math.ceil(texts / bytes_per_token) + turns * _TURN_TOKENS + images * _IMAGE_TOKENS
+        return math.ceil(texts / bytes_per_token) + turns * _TURN_TOKENS + images * _IMAGE_TOKENS + more
     if isinstance(request, EmbeddingRequest):
-        return sum(_text_tokens(each, bytes_per_token) for each in request.inputs)
-    return _text_tokens(request.prompt, bytes_per_token)
+        return sum(_text_tokens(each, bytes_per_token) for each in request.inputs) + more
+    return _text_tokens(request.prompt, bytes_per_token) + more
 
 
 def with_output_bound(request: R, assumed_tokens: int, notices: list[Notice]) -> R:
@@ -59,14 +62,17 @@ def with_output_bound(request: R, assumed_tokens: int, notices: list[Notice]) ->
 
 
 def completion_bound_tokens(request: AnyRequest) -> int:
-    """Output tokens at most, over all choices; 0 without a bound."""
+    """Output tokens at most, over all choices; 0 without a bound. What of a predicted output does not come
+    true is billed as output too (OpenAI, "Predicted Outputs")."""
     if isinstance(request, EmbeddingRequest):
         return 0
-    return (request.generation.max_tokens or 0) * request.generation.choices
+    generation = request.generation
+    predicted = _json_bytes(generation.extras.get("prediction"))
+    return (generation.max_tokens or 0) * generation.choices + predicted
 
 
 def _message_bytes(message: Message) -> int:
-    size = _bytes(message.content)
+    size = _bytes(message.content) + _bytes(message.name or "")
     size += sum(_bytes(call.arguments) + _bytes(call.name) for call in message.tool_calls)
     size += sum(len(msgspec.json.encode(part.value)) for part in _opaque(message))
     return size
@@ -81,6 +87,10 @@ def _text_tokens(text: object, bytes_per_token: float) -> int:
         return math.ceil(_bytes(text) / bytes_per_token) + _TURN_TOKENS
     assert hasattr(text, "__len__")
     return len(text) + _TURN_TOKENS  # type: ignore[arg-type]
+
+
+def _json_bytes(value: object) -> int:
+    return len(msgspec.json.encode(value)) if value else 0
 
 
 def _bytes(text: str) -> int:

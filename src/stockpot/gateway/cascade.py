@@ -6,6 +6,7 @@ answer can be validated. The strong model's streams.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -13,7 +14,7 @@ from dataclasses import replace
 from stockpot.clock import Clock
 from stockpot.errors import StockpotError, cause_of
 from stockpot.events import Completed, Delta, Event, Finished, Notice
-from stockpot.gateway.answer_checks import Answer, objection
+from stockpot.gateway.answer_checks import Answer, check_pattern, objection
 from stockpot.gateway.difficulty import Classifier, load_classifier
 from stockpot.gateway.journey import Journey
 from stockpot.gateway.retry import ELSEWHERE
@@ -26,6 +27,16 @@ Walk = Callable[[RoutePlan], AsyncGenerator[Event]]
 _SURVIVABLE = ELSEWHERE | {"context_overflow"}
 _HELD_CHARACTERS = 4 * 2**20
 
+_LOG = logging.getLogger(__name__)
+
+
+def check_cascade(settings: CascadeSettings) -> None:
+    """Raises ConfigurationError for a pattern that is none, or a classifier that cannot be loaded."""
+    if settings.pattern is not None:
+        check_pattern(settings.pattern)
+    if settings.classifier is not None:
+        load_classifier(settings.classifier)
+
 
 class Classifiers:
     """The measures of difficulty the routes name, each loaded once."""
@@ -34,13 +45,20 @@ class Classifiers:
         self._loaded: dict[str, Classifier] = {}
 
     def is_hard(self, cascade: CascadeSettings, request: GenerationRequest) -> bool:
-        """Whether the strong model is to answer at once. Raises ConfigurationError."""
-        if cascade.classifier is None:
+        """Whether the strong model is to answer at once. A classifier that fails has not found it hard."""
+        name = cascade.classifier
+        if name is None:
             return False
-        classifier = self._loaded.get(cascade.classifier)
-        if classifier is None:
-            classifier = self._loaded[cascade.classifier] = load_classifier(cascade.classifier)
-        return classifier(request) >= cascade.difficulty
+        try:
+            if name not in self._loaded:
+                self._loaded[name] = load_classifier(name)
+            return bool(float(self._loaded[name](request)) >= cascade.difficulty)
+        except Exception as error:  # noqa: BLE001  foreign code: whatever it raises, it has not decided
+            _LOG.warning(
+                "the classifier %r of a cascade failed, and %s is not asked at once (%s: %s)",
+                *(name, cascade.to, type(error).__name__, error),
+            )
+            return False
 
 
 async def run_cascade(
@@ -71,7 +89,7 @@ async def run_cascade(
                         yield event
                     if held.is_too_long:
                         break
-            why = held.objection()
+            why = await held.objection()
         except StockpotError as error:
             if cause_of(error) not in _SURVIVABLE:
                 raise
@@ -109,15 +127,17 @@ class _Held:
             return False
         self.events.append(event)
         if isinstance(event, Delta):
-            self._characters += len(event.text) + len(event.reasoning)
+            self._characters += len(event.text) + len(event.reasoning) + len(event.refusal)
+            self._characters += sum(len(call.arguments) for call in event.tool_calls)
         return True
 
-    def objection(self) -> str | None:
+    async def objection(self) -> str | None:
         """Why the answer will not do; one bad choice is enough."""
         if self.is_too_long:
             return f"the answer of the small model was longer than {_HELD_CHARACTERS} characters"
         for answer in self._answers():
-            if wrong := objection(answer, self._generation.output_format, self._cascade):
+            wrong = await objection(answer, self._generation.output_format, self._cascade)
+            if wrong is not None:
                 return f"the answer of the small model {wrong}"
         return None
 

@@ -26,6 +26,9 @@ _USELESS: frozenset[FailureCause] = frozenset(
 )
 """Failures that would not have happened on a sound backend: what peers are compared by."""
 
+_REST_MAX_S = 60.0
+"""One answer with a Retry-After of a day must not take a model from everybody for a day."""
+
 
 @dataclass(frozen=True, slots=True)
 class ConditionReport:
@@ -63,6 +66,9 @@ class ModelCondition:
         self.whole = Drift()
         self.rests_until_s = float("-inf")
         self.rest_cause: FailureCause = "rate_limited"
+        # After a rest that was cut short: one request finds out whether it is over, the others wait for it.
+        self.in_doubt = False
+        self.scouting = False
 
 
 class Condition:
@@ -112,6 +118,8 @@ class Condition:
         rest_s = known.rests_until_s - self._clock.monotonic()
         if rest_s > 0:
             return Obstacle(known.rest_cause, f"asked to be left alone for {rest_s:.1f} s", rest_s)
+        if known.scouting:
+            return Obstacle(known.rest_cause, "asked to be left alone for longer; one request looks now", 1.0)
         return None
 
     def has_room(self) -> bool:
@@ -120,11 +128,23 @@ class Condition:
     def is_ejected(self, model: str) -> bool:
         return self.model(model).standing.is_out(self._clock.monotonic())
 
-    def take(self, model: str, closed: Callable[[Condition, str], None]) -> Permit:
-        """A permit, where `obstacle` is None and there is room. `closed` is called when it is given back."""
+    def take(
+        self, model: str, closed: Callable[[Condition, str], None], blamed: set[str] | None = None
+    ) -> Permit:
+        """A permit, where `obstacle` is None and there is room. `closed` is called when it is given back.
+        `blamed` are the backends whose breaker has counted a failure of the same request."""
         self.in_flight += 1
         self.attempts += 1
-        return Permit(self, model, self.breaker.begin(), closed)
+        known = self.model(model)
+        known.scouting = known.in_doubt
+        return Permit(
+            self,
+            model,
+            self.breaker.begin(),
+            closed,
+            scout=known.scouting,
+            blamed=set() if blamed is None else blamed,
+        )
 
     def give_back(self, permit: Permit, cause: FailureCause | None, *, sent: bool) -> None:
         """For `Permit` alone."""
@@ -134,18 +154,39 @@ class Condition:
             self.failures[cause] = self.failures.get(cause, 0) + 1
         if cause in _OWN_FAULT:
             self._last_cause = cause
-            self.breaker.failed(probe=permit.probe)
+            self._blame(permit, cause)
         elif cause in {"cancelled", "deadline"}:
             self.breaker.abandoned(probe=permit.probe)
         else:
             # A refusal is an answer too: the backend is there.
             self.breaker.succeeded(probe=permit.probe)
+        if permit.scout:
+            self.scouted(permit, told=cause not in {"cancelled", "deadline"})
         if cause in _REFUSED and self.limit is not None:
             self.limit.overloaded()
         if cause is None or cause in _USELESS:
             self.model(permit.model).standing.failures.add(0.0 if cause is None else 1.0)
         # What this attempt taught counts it as in flight still.
         self.in_flight -= 1
+
+    def _blame(self, permit: Permit, cause: FailureCause) -> None:
+        """One request that no backend survives must not open the breaker for all: however often it is tried,
+        it counts once. No request is the cause that there is no connection."""
+        name = self.member.name
+        if permit.probe or cause == "connect" or name not in permit.blamed:
+            permit.blamed.add(name)
+            self.breaker.failed(probe=permit.probe)
+        else:
+            self.breaker.abandoned(probe=False)
+
+    def scouted(self, permit: Permit, *, told: bool = True) -> None:
+        """For `Permit` alone. `told`: the backend answered, if only with a new rest; else the next request
+        looks."""
+        permit.scout = False
+        known = self.model(permit.model)
+        known.scouting = False
+        if told:
+            known.in_doubt = known.rests_until_s > self._clock.monotonic() and known.in_doubt
 
     def answered(self, model: str, seconds: float, work: float, *, streamed: bool) -> None:
         """An answer came; `seconds` is the time to its first token, or all of it where it is not `streamed`,
@@ -160,10 +201,13 @@ class Condition:
             self.limit.answered(drift, self.in_flight)
 
     def rest(self, model: str, seconds: float, cause: FailureCause) -> None:
-        """The backend asked not to be sent `model` for so long."""
+        """The backend asked not to be sent `model` for so long. It is for a minute at most; after that one
+        request at a time is sent until one is answered otherwise."""
         known = self.model(model)
-        known.rests_until_s = max(known.rests_until_s, self._clock.monotonic() + seconds)
+        rest_s = min(seconds, _REST_MAX_S)
+        known.rests_until_s = max(known.rests_until_s, self._clock.monotonic() + rest_s)
         known.rest_cause = cause
+        known.in_doubt = known.in_doubt or seconds > _REST_MAX_S
 
     def report(self) -> ConditionReport:
         health = self.member.backend.health()
@@ -185,14 +229,23 @@ class Condition:
 class Permit:
     """Leave to send one request for `model`; `close` gives it back."""
 
-    __slots__ = ("_closed", "condition", "model", "probe")
+    __slots__ = ("_closed", "blamed", "condition", "model", "probe", "scout")
 
     def __init__(
-        self, condition: Condition, model: str, probe: bool, closed: Callable[[Condition, str], None]
+        self,
+        condition: Condition,
+        model: str,
+        probe: bool,
+        closed: Callable[[Condition, str], None],
+        *,
+        scout: bool,
+        blamed: set[str],
     ) -> None:
         self.condition = condition
         self.model = model
         self.probe = probe
+        self.scout = scout
+        self.blamed = blamed
         self._closed: Callable[[Condition, str], None] | None = closed
 
     def answers(self) -> None:
@@ -200,6 +253,8 @@ class Permit:
         if self.probe:
             self.condition.breaker.succeeded(probe=True)
             self.probe = False
+        if self.scout:
+            self.condition.scouted(self)
 
     def discard(self) -> None:
         """Nothing was sent."""

@@ -7,6 +7,7 @@ asks for several steps is rather a case for the strong model. It costs microseco
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from collections.abc import Callable
 from typing import cast
@@ -53,14 +54,14 @@ def load_classifier(name: str) -> Classifier:
     module_name, colon, function_name = name.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), function_name) if colon else None
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # what a module does when it is imported is its own
         raise ConfigurationError(
             f"The classifier {name!r} of a cascade cannot be loaded: {error}. Name an importable"
             " module:function, or words."
         ) from error
-    if not callable(found):
+    if not callable(found) or inspect.iscoroutinefunction(found):
         raise ConfigurationError(
-            f"The classifier {name!r} of a cascade is no function. Name an importable module:function, or"
-            " words."
+            f"The classifier {name!r} of a cascade is no function, or an async one. Name an importable"
+            " module:function, or words."
         )
     return cast(Classifier, found)

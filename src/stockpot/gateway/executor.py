@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -34,6 +35,9 @@ from stockpot.settings_gateway import ResilienceSettings
 _SERVING_KNOWN_FOR_S = 1.0
 _LOOK_AGAIN_S = 1.0
 """Backends also come back without a request having ended there."""
+_TELLS_AFTER_S = 0.25
+"""The first event lets the edge send the head of a stream, after which a refusal can only be an error within
+it. Who is put out of the line sooner than this still gets the status that says so."""
 
 
 class Executor:
@@ -115,7 +119,9 @@ class Executor:
         self._budget.deposit()
         make = partial(self._make, plan, request, span)
         if self._settings.single_flight and is_shareable(request):
-            return self._flights.join(identity_of(plan, request), make, journey)
+            identity = identity_of(plan, request)
+            if identity is not None:
+                return self._flights.join(identity, make, journey, request.generation.deadline_s)
         return make(journey)
 
     async def embed(
@@ -182,8 +188,8 @@ class Executor:
     async def _wait(
         self, recourse: Recourse, request: AnyRequest, journey: Journey
     ) -> AsyncGenerator[Queued | Permit]:
-        """Stand in line; the last thing that comes is the permit. Raises QueueFull, DeadlineExceeded, and
-        what `_take` raises."""
+        """Stand in line; the last thing that comes is the permit. The place is told from `_TELLS_AFTER_S` on.
+        Raises QueueFull, DeadlineExceeded, and what `_take` raises."""
         generation = request.generation
         waiter = self._line.enter(recourse.step.model, generation.priority)
         entered_s = self._clock.monotonic()
@@ -191,10 +197,12 @@ class Executor:
         permit: Permit | None = None
         try:
             while permit is None:
-                if waiter.position != told:
+                quiet_s = _TELLS_AFTER_S - (self._clock.monotonic() - entered_s)
+                if quiet_s <= 0 and waiter.position != told:
                     told = waiter.position
                     yield Queued(told)
-                await waiter.turn(self._patience_s(recourse, entered_s))
+                patience_s = self._patience_s(recourse, entered_s)
+                await waiter.turn(min(patience_s, quiet_s) if quiet_s > 0 else patience_s)
                 if self._line.is_first(waiter):
                     permit = await self._take(recourse, request, in_line=True)
         finally:
@@ -238,7 +246,7 @@ class Executor:
             for condition in free:
                 # Others may have come while the order was found.
                 if condition.has_room() and condition.obstacle(model) is None:
-                    return condition.take(model, self._given_back)
+                    return condition.take(model, self._given_back, recourse.blamed)
 
     def _free(self, recourse: Recourse) -> list[Condition]:
         """Who may be asked and has room: untried ones before those that failed, sound ones before ejected
@@ -275,7 +283,7 @@ class Executor:
         self, recourse: Recourse, permit: Permit, request: AnyRequest, journey: Journey, span: RequestSpan
     ) -> AttemptStream | Hedged:
         self._placement.placed(permit.model, request, permit.condition.member.name)
-        first = AttemptStream(permit, request, journey, span, self._clock)
+        first = AttemptStream(permit, _numbered(request, permit, journey), journey, span, self._clock)
         if self._settings.hedge_after_s is None:
             return first
 
@@ -286,7 +294,8 @@ class Executor:
                 return None
             self._placement.placed(permit.model, request, permit.condition.member.name)
             recourse.tried.add(permit.condition.member.name)
-            return AttemptStream(permit, request, journey, span, self._clock, hedge=True)
+            numbered = _numbered(request, permit, journey)
+            return AttemptStream(permit, numbered, journey, span, self._clock, hedge=True)
 
         return Hedged(first, second, self._settings.hedge_after_s)
 
@@ -330,6 +339,17 @@ class Executor:
             self._line.call(
                 waited for waited in self._line.waited_for() if condition in self._who_serves(waited)
             )
+
+
+def _numbered(request: AnyRequest, permit: Permit, journey: Journey) -> AnyRequest:
+    """As the next attempt is sent: the first with the request's id, the others with `.1`, `.2` behind it.
+    Servers take two with one id for the same request, or refuse the second while the first is being ended.
+    The engine in this process is asked about by the request's own id, and keeps it."""
+    again, journey.tries = journey.tries, journey.tries + 1
+    if not again or permit.condition.member.settings is None:
+        return request
+    generation = request.generation
+    return replace(request, generation=replace(generation, request_id=f"{generation.request_id}.{again}"))
 
 
 def _nobody(model: str, obstacles: Mapping[str, Obstacle]) -> UpstreamError:

@@ -101,12 +101,15 @@ class Gateway(Backend):
         return self._run(self._course, request)
 
     def unguarded(self, request: ChatRequest) -> AsyncGenerator[Event]:
-        """For guards, which ask models themselves: the same way, but for the guards."""
-        return self._run(replace(self._course, guards=no_guards()), request)
+        """For guards, which ask models themselves on behalf of requests: the same way, but for the guards, and
+        while the server stops too."""
+        return self._run(replace(self._course, guards=no_guards()), request, within=True)
 
-    async def _run(self, course: Course, request: GenerationRequest) -> AsyncGenerator[Event]:
+    async def _run(
+        self, course: Course, request: GenerationRequest, *, within: bool = False
+    ) -> AsyncGenerator[Event]:
         account = Account(request, Journey(self._clock.monotonic()), self._clock)
-        span = self._begin(request)
+        span = self._begin(request, within=within)
         hold = NOTHING_HELD
         try:
             plan = self._planned(course, request, account.journey)
@@ -159,12 +162,13 @@ class Gateway(Backend):
         finally:
             self._end(course, account, hold, span)
 
-    def _begin(self, request: AnyRequest) -> RequestSpan:
-        if not self._accepts:
+    def _begin(self, request: AnyRequest, *, within: bool = False) -> RequestSpan:
+        if not self._accepts and not within:
             raise ShuttingDown("The server is stopping; send the request to another, or again in a moment.")
+        span = self._spans.request(request)
         self._running += 1
         self._idle.clear()
-        return self._spans.request(request)
+        return span
 
     async def _admit(self, course: Course, request: R, plan: RoutePlan, journey: Journey) -> tuple[R, Hold]:
         """Reserve, then look at the input. What is raised here has cost nothing."""
@@ -185,14 +189,15 @@ class Gateway(Backend):
         limits = (generation.caller.limits, generation.caller.team_limits)
         if not isinstance(request, EmbeddingRequest) and any(map(_counts_tokens, limits)):
             request = cast(R, with_output_bound(request, settings.output_tokens_assumed, journey.notices))
-        # Beside the answer that is delivered: a guard's second try, a hedge, the first one of a cascade.
-        answers = course.guards.answers(request) + course.hedges + (plan.cascade is not None)
-        prompt = prompt_bound_tokens(request, settings.bytes_per_token) * answers
-        output = completion_bound_tokens(request) * answers
+        # Each try a guard asks for may be a cascade's two answers, and each of those be hedged. Retries are
+        # not among them: they are few (retry_budget), fewer are billed, and those are settled afterwards.
+        answers = course.guards.answers(request) * (1 + course.hedges) * (2 if plan.cascade else 1)
+        prompt = prompt_bound_tokens(request, settings.bytes_per_token)
+        output = completion_bound_tokens(request)
         nanousd = 0
         if any(each.usd_per_day is not None or each.usd_per_month is not None for each in limits):
             nanousd = self._cost_bound(course, plan, prompt, output, generation.deadline_s or 0.0)
-        return request, Claim(request.generation.request_id, prompt + output, nanousd)
+        return request, Claim(generation.request_id, (prompt + output) * answers, nanousd * answers)
 
     def _cost_bound(
         self, course: Course, plan: RoutePlan, prompt_tokens: int, output_tokens: int, held_s: float
@@ -225,20 +230,22 @@ class Gateway(Backend):
             journey.shared,
             tuple(journey.notices),
         )
-        return replace(event, delivery=delivery)
+        return replace(event, timings=account.timings(event.timings), delivery=delivery)
 
     def _end(self, course: Course, account: Account, hold: Hold, span: RequestSpan) -> None:
         """Settle and tell the observers. Does not wait: it also runs while a request is being cancelled."""
-        account.price(course.pricing)
-        record = account.record()
-        tokens = record.prompt_tokens + record.completion_tokens
-        self._settle(hold, Spent(tokens, record.cost.nanousd))
-        span.end(record)
-        for observer in self._observers:
-            observer.observe_request(record)
-        self._running -= 1
-        if not self._running:
-            self._idle.set()
+        try:
+            account.price(course.pricing)
+            record = account.record()
+            tokens = record.prompt_tokens + record.completion_tokens
+            self._settle(hold, Spent(tokens, record.cost.nanousd))
+            span.end(record)
+            for observer in self._observers:
+                observer.observe_request(record)
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
 
     def _settle(self, hold: Hold, spent: Spent) -> None:
         if hold.order is None:

@@ -14,7 +14,8 @@ class Journey:
 
     `arrived_s` is monotonic; all other times count from it. `first_token_s` is when the first delta of the
     answer that was delivered came. `model` and `backend` are those that answer (or were tried last);
-    `shared`: the answer is another request's.
+    `shared`: the answer is another request's. `tries` counts the attempts that were begun; `attempts` holds
+    those that are over.
     """
 
     arrived_s: float
@@ -25,3 +26,4 @@ class Journey:
     model: str = ""
     backend: str = ""
     shared: bool = False
+    tries: int = 0

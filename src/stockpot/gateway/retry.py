@@ -59,8 +59,9 @@ class RetryBudget:
 
 @dataclass(slots=True)
 class Recourse:
-    """Where one request stands on its plan. `tried` are the backends that failed on the present step;
-    `left_s` gives the seconds until its deadline (None: it has none)."""
+    """Where one request stands on its plan. `tried` are the backends that failed on the present step,
+    `blamed` those whose breaker has counted a failure of it (see `Condition.take`); `left_s` gives the
+    seconds until its deadline (None: it has none)."""
 
     plan: RoutePlan
     settings: ResilienceSettings
@@ -69,6 +70,7 @@ class Recourse:
     at: int = 0
     retries: int = 0
     tried: set[str] = field(default_factory=set[str])
+    blamed: set[str] = field(default_factory=set[str])
     error: StockpotError | None = None
 
     @property

@@ -2,13 +2,14 @@
 
 Shared is what must be equal: requests with temperature 0, or with a seed. Two clients that sample expect two
 samples. Identical means every field that can make a difference to the answer or to how it comes, the way it
-is routed, and the tenant: between tenants nothing is shared, because the time an answer takes tells that
-another asked the same.
+is routed, its priority (who is urgent must not wait where another waits), and the tenant: between tenants
+nothing is shared, because the time an answer takes tells that another asked the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import replace
 
 import blake3
@@ -16,7 +17,8 @@ import msgspec
 
 from stockpot.caller import NOBODY
 from stockpot.clock import Clock
-from stockpot.events import Completed, Delta, Event
+from stockpot.errors import DeadlineExceeded
+from stockpot.events import Completed, Delta, Event, Finished
 from stockpot.gateway.journey import Journey
 from stockpot.gateway.shared_stream import SharedStream
 from stockpot.requests import GenerationRequest
@@ -25,6 +27,9 @@ from stockpot.routing.plan import RoutePlan
 Make = Callable[[Journey], AsyncGenerator[Event]]
 """Makes the request, and writes what happens to it into the journey it is given."""
 
+_TIME_LOST_MAX = 0.1
+"""Who joins has the deadline of the first, and so less time than it asked for: by this share at most."""
+
 
 def is_shareable(request: GenerationRequest) -> bool:
     """Whether the same request gives the same answer."""
@@ -32,12 +37,12 @@ def is_shareable(request: GenerationRequest) -> bool:
     return sampling.temperature == 0 or sampling.seed is not None
 
 
-def identity_of(plan: RoutePlan, request: GenerationRequest) -> bytes:
-    """A digest of all that two requests must have in common to share an answer.
+def identity_of(plan: RoutePlan, request: GenerationRequest) -> bytes | None:
+    """A digest of all that two requests must have in common to share an answer; None where there is none,
+    because a field that is passed on unread holds what has no binary form (an integer of more than 64 bits).
 
-    Left out is what only names them: ids, session, task, the caller within its tenant, priority, trace. The
-    deadline counts: of two that have the same, who comes later has the later end, and is not cut short by the
-    first's. Mappings count in the order they came in, since models read schemas in that order.
+    Left out is what only names them: ids, session, task, the caller within its tenant, trace. Mappings count
+    in the order they came in, since models read schemas in that order.
     """
     generation = replace(
         request.generation,
@@ -46,13 +51,15 @@ def identity_of(plan: RoutePlan, request: GenerationRequest) -> bytes:
         caller=NOBODY,
         session="",
         task="",
-        priority="normal",
         trace_parent="",
     )
     cascade = None if plan.cascade is None else plan.cascade.model_dump(mode="json")
     way = [plan.asked, [[step.model, sorted(step.on)] for step in plan.steps], cascade]
     kind = type(request).__name__
-    text = msgspec.msgpack.encode([kind, way, replace(request, generation=generation)], enc_hook=_plain)
+    try:
+        text = msgspec.msgpack.encode([kind, way, replace(request, generation=generation)], enc_hook=_plain)
+    except (OverflowError, RecursionError, ValueError):
+        return None
     return blake3.blake3(text).digest()
 
 
@@ -68,7 +75,7 @@ class _Flight:
     exactly one: the first to ask, or, when that one leaves while others stay, the next."""
 
     def __init__(self, make: Make, leader: Journey) -> None:
-        self.journey = Journey(leader.arrived_s)
+        self.journey = Journey(leader.arrived_s, tries=leader.tries)
         self.payer = leader
         self.travellers: list[Journey] = []
         self.settled = False
@@ -85,6 +92,7 @@ class _Flight:
         traveller.shared = traveller is not self.payer
         if traveller.shared:
             return
+        traveller.tries = own.tries
         # Attempts count from the arrival of the record they are in; those told before may have got a price.
         later_s = traveller.arrived_s - own.arrived_s
         new = own.attempts[self._told :]
@@ -114,13 +122,48 @@ class SingleFlight:
     def __len__(self) -> int:
         return len(self._flights)
 
-    async def join(self, identity: bytes, make: Make, journey: Journey) -> AsyncGenerator[Event]:
+    async def join(
+        self, identity: bytes, make: Make, journey: Journey, deadline_s: float | None = None
+    ) -> AsyncGenerator[Event]:
         """The answer: of the identical request under way, or else of one made now. It goes on while anybody
         reads it; when the last one leaves it is cancelled. Raises what the request raises, for each reader.
+
+        `deadline_s` counts from the journey's arrival. Who came later than the one whose deadline ended the
+        request, and has seen nothing of an answer, has it made anew.
         """
-        flight = self._flights.get(identity)
-        if flight is None or not flight.stream.can_be_joined:
-            flight = self._flights[identity] = _Flight(make, journey)
+        while True:
+            flight = self._flights.get(identity)
+            if flight is None or not self._is_joined(flight, journey, deadline_s):
+                flight = self._flights[identity] = _Flight(make, journey)
+            cut_short = False
+            async with aclosing(self._travel(identity, flight, journey)) as events:
+                try:
+                    async for event in events:
+                        if type(event) is Finished and event.reason == "deadline":
+                            cut_short = cut_short or self._has_time(flight, journey, deadline_s)
+                        if not cut_short:
+                            yield event
+                except DeadlineExceeded:
+                    if not self._has_time(flight, journey, deadline_s):
+                        raise
+                    cut_short = True
+            if not cut_short:
+                return
+
+    def _is_joined(self, flight: _Flight, journey: Journey, deadline_s: float | None) -> bool:
+        if not flight.stream.can_be_joined:
+            return False
+        lost_s = journey.arrived_s - flight.journey.arrived_s
+        return deadline_s is None or lost_s <= deadline_s * _TIME_LOST_MAX
+
+    def _has_time(self, flight: _Flight, journey: Journey, deadline_s: float | None) -> bool:
+        """Whether one whom `flight` gave nothing before its deadline may have more time than that one had."""
+        # Who has the same arrival has the same deadline, whatever the clocks say: no one makes it twice.
+        if journey.first_token_s is not None or journey.arrived_s <= flight.journey.arrived_s:
+            return False
+        return deadline_s is not None and self._clock.monotonic() - journey.arrived_s < deadline_s
+
+    async def _travel(self, identity: bytes, flight: _Flight, journey: Journey) -> AsyncGenerator[Event]:
         flight.travellers.append(journey)
         reader = flight.stream.reader()
         try:

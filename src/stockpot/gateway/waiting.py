@@ -32,7 +32,7 @@ class Waiter:
 
     async def turn(self, timeout_s: float) -> None:
         """Until there may be room, the position has changed, or `timeout_s` is over: look again. Raises the
-        error with which the request is put out of the line."""
+        error with which the request was put out of the line."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._called.wait()
@@ -46,12 +46,14 @@ class Waiter:
         self._called.set()
 
     def put_out(self, refusal: StockpotError) -> None:
+        """For `WaitingLine` alone, which has taken it out."""
         self._refusal = refusal
         self._called.set()
 
     def leave(self) -> None:
-        """Called exactly once, whatever happened."""
-        self._line.left(self)
+        """Called exactly once, whatever happened; also where it was put out."""
+        if self._refusal is None:
+            self._line.left(self)
 
 
 class WaitingLine:
@@ -97,30 +99,19 @@ class WaitingLine:
 
     def is_first(self, waiter: Waiter) -> bool:
         """Whether nobody of its model stands before it."""
-        lanes = self._models[waiter.model]
-        return next(lane[0] for lane in lanes.values() if lane) is waiter
+        return self._first(waiter.model) is waiter
 
     def left(self, waiter: Waiter) -> None:
-        lanes = self._models[waiter.model]
-        lanes[waiter.priority].remove(waiter)
-        self._size -= 1
-        if not any(lanes.values()):
-            del self._models[waiter.model]
+        """For `Waiter` alone."""
         now_s = self._clock.monotonic()
         self._between_s += (now_s - self._left_s - self._between_s) * 0.1
         self._left_s = now_s
-        if not self._size and self._ticker is not None:
-            self._ticker.cancel()
-            self._ticker = None
-        # There may be room for more than one.
-        self.call((waiter.model,))
+        self._take_out(waiter)
 
     def call(self, models: Iterable[str]) -> None:
         """There may be room for these models: the first waiter of each looks."""
         for model in models:
-            lanes = self._models.get(model)
-            first = None if lanes is None else next((lane[0] for lane in lanes.values() if lane), None)
-            if first is not None:
+            if (first := self._first(model)) is not None:
                 first.call()
 
     def waited_for(self) -> tuple[str, ...]:
@@ -130,7 +121,9 @@ class WaitingLine:
     def close(self) -> None:
         """Put all out."""
         for waiter in self._all():
-            waiter.put_out(ShuttingDown("The server is shutting down; try another.", retry_after_s=5.0))
+            self._put_out(
+                waiter, ShuttingDown("The server is shutting down; try another.", retry_after_s=5.0)
+            )
 
     def retry_after_s(self) -> float:
         """When there may be room again: all who wait, at the pace at which they lately left."""
@@ -141,9 +134,31 @@ class WaitingLine:
         for rank in reversed(PRIORITIES[_rank(priority) + 1 :]):
             waiting = [lanes[rank][-1] for lanes in self._models.values() if lanes[rank]]
             if waiting:
-                waiting[-1].put_out(self._full(rank))
+                self._put_out(waiting[-1], self._full(rank))
                 return True
         return False
+
+    def _put_out(self, waiter: Waiter, refusal: StockpotError) -> None:
+        """At once, not when its task gets to run: until then many may come, and each must find the line as
+        long as it is."""
+        waiter.put_out(refusal)
+        self._take_out(waiter)
+
+    def _take_out(self, waiter: Waiter) -> None:
+        lanes = self._models[waiter.model]
+        lanes[waiter.priority].remove(waiter)
+        self._size -= 1
+        if not any(lanes.values()):
+            del self._models[waiter.model]
+        if not self._size and self._ticker is not None:
+            self._ticker.cancel()
+            self._ticker = None
+        # It may have been called, and there may be room for more than one.
+        self.call((waiter.model,))
+
+    def _first(self, model: str) -> Waiter | None:
+        lanes = self._models.get(model)
+        return None if lanes is None else next((lane[0] for lane in lanes.values() if lane), None)
 
     def _full(self, priority: Priority) -> QueueFull:
         return QueueFull(

@@ -16,6 +16,7 @@ from jsonschema.exceptions import SchemaError
 from jsonschema.validators import validator_for
 
 from stockpot.errors import ConfigurationError, StockpotError
+from stockpot.guards.bounded_schema import BoundedSchema, CannotBeChecked
 from stockpot.guards.rule import Check
 
 _LOG = logging.getLogger(__name__)
@@ -69,14 +70,22 @@ class SchemaCheck(Check):
             kind.check_schema(plain)
         except SchemaError as error:
             raise ConfigurationError(f"The schema of a guard is not valid: {error.message}.") from error
-        self._validator = kind(plain)
+        self._schema = BoundedSchema(plain, trusted=True)
 
     async def objection(self, text: str) -> str | None:
+        # Beside the event loop: the answer may be huge, and an expression in the schema slow.
+        return await asyncio.to_thread(self._objection, text)
+
+    def _objection(self, text: str) -> str | None:
         try:
             value = msgspec.json.decode(text.strip().encode())
         except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
             return "is not JSON"
-        wrong = next(iter(self._validator.iter_errors(value)), None)
+        try:
+            wrong = self._schema.error(value)
+        except CannotBeChecked as error:
+            _LOG.warning("an answer could not be checked with the schema of a guard: %s", error)
+            return "could not be checked with the schema"
         if wrong is None:
             return None
         path = "/".join(str(part) for part in wrong.absolute_path)[:100]
@@ -144,7 +153,7 @@ def load_function(name: str) -> Classifier:
     module, colon, attribute = name.partition(":")
     try:
         found = getattr(import_module(module), attribute) if colon else None
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # what a module does when it is imported is its own
         raise ConfigurationError(f"The classifier {name!r} cannot be loaded: {error}.") from error
     if not callable(found):
         raise ConfigurationError(f"{name!r} is no function; write module:function.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Sequence
 
@@ -14,12 +15,15 @@ class GuardCounts:
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[str, str, str]] = Counter()
+        self._lock = threading.Lock()
 
     def add(self, rule: str, stage: Stage, action: Action, count: int = 1) -> None:
-        self._counts[rule, stage, action] += count
+        with self._lock:  # large texts are read in threads
+            self._counts[rule, stage, action] += count
 
     def totals(self) -> list[tuple[tuple[str, str, str], int]]:
-        return list(self._counts.items())
+        with self._lock:
+            return list(self._counts.items())
 
 
 class Told:

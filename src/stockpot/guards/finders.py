@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import heapq
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import regex
@@ -12,7 +15,8 @@ from stockpot.errors import ConfigurationError
 MATCH_CHARACTERS_MAX = 4096
 """What is longer is found by its beginning: bounds how much of a stream is ever held back."""
 
-_NARROWER_MAX = 64
+READING_MAX_S = 20.0
+"""One request's texts, or one piece of an answer: many times what the largest request of plain text takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,48 +100,82 @@ def word_kinds(words: Iterable[str]) -> tuple[Kind, ...]:
     return (Kind("blocked_word", rf"(?i:(?<!\w)(?:{'|'.join(spelled)})(?!\w))"),)
 
 
+class ReadingTime:
+    """How long finders may still read, in any thread; `end` ends it at once."""
+
+    def __init__(self, seconds: float | None = None) -> None:
+        """None: as long as the largest request may take."""
+        self._until_s = time.monotonic() + (READING_MAX_S if seconds is None else seconds)
+
+    def end(self) -> None:
+        self._until_s = -math.inf
+
+    def left_s(self) -> float:
+        """Raises TimeoutError where nothing is left."""
+        left_s = self._until_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("the time to read a text is over")
+        return left_s
+
+
 class Finder:
     """Finds all kinds at once, in whole texts and at the growing end of one."""
 
     def __init__(self, kinds: Iterable[Kind]) -> None:
         """Raises ConfigurationError where there is nothing to find."""
-        self._kinds: Mapping[str, Kind] = {kind.name: kind for kind in kinds}
+        self._kinds = tuple(kinds)
         if not self._kinds:
             raise ConfigurationError("A guard has nothing to find; give it kinds or words.")
-        self._pattern = _union(self._kinds.values())
-        self._narrower: dict[tuple[str, ...], regex.Pattern[str]] = {}
-        """Patterns of only some kinds, by their names; bounded."""
+        # One pattern for each kind: their first characters let the search leap, those of a union do not.
+        self._patterns = tuple(regex.compile(kind.pattern) for kind in self._kinds)
+        self._any = regex.compile("|".join(f"(?:{kind.pattern})" for kind in self._kinds))
 
-    def find(self, text: str) -> list[Finding]:
-        """All findings, in order, none overlapping."""
-        found: list[Finding] = []
-        pattern = self._pattern_for(text)
+    def find(self, text: str, time_left: ReadingTime) -> list[Finding]:
+        """All findings, in order, none overlapping. Raises TimeoutError. Lets other threads run meanwhile."""
+        return list(self._findings(text, time_left))
+
+    def finds_any(self, text: str, time_left: ReadingTime) -> bool:
+        """Whether there is a finding. Raises TimeoutError."""
+        return next(self._findings(text, time_left), None) is not None
+
+    def _findings(self, text: str, time_left: ReadingTime) -> Iterator[Finding]:
+        """The first match of each kind waits for its turn: the leftmost is next, the first of two kinds."""
+        waiting: list[tuple[int, int, int, Iterator[tuple[int, int]]]] = []
+
+        def wait(number: int, matches: Iterator[tuple[int, int]]) -> None:
+            if (match := next(matches, None)) is not None:
+                heapq.heappush(waiting, (match[0], number, match[1], matches))
+
+        for number in self._hinted(text):
+            wait(number, self._matches(number, text, 0, time_left))
         place = 0
-        while pattern is not None and (match := pattern.search(text, pos=place)):
-            kind = self._kinds[match.lastgroup or ""]
-            if kind.sure is None or kind.sure(match.group()):
-                found.append(Finding(match.start(), match.end(), kind.name))
+        while waiting:
+            start, number, end, matches = heapq.heappop(waiting)
+            if start >= place:
+                yield Finding(start, end, self._kinds[number].name)
+                place = end
+            else:
+                # What it found reaches into another finding: it begins again behind that.
+                matches = self._matches(number, text, place, time_left)
+            wait(number, matches)
+
+    def _matches(
+        self, number: int, text: str, place: int, time_left: ReadingTime
+    ) -> Iterator[tuple[int, int]]:
+        """Start and end of what one kind finds from `place` on."""
+        search, sure = self._patterns[number].search, self._kinds[number].sure
+        while match := search(text, pos=place, timeout=time_left.left_s(), concurrent=True):
+            if sure is None or sure(match.group()):
+                yield match.span()
                 place = match.end()
             else:
                 place = match.start() + 1  # within what only looked like one there may be another
-        return found
 
-    def _pattern_for(self, text: str) -> regex.Pattern[str] | None:
-        """The pattern of those kinds the text may hold; None: it holds none."""
-        kinds = [
-            kind
-            for kind in self._kinds.values()
-            if not kind.hints or any(hint in text for hint in kind.hints)
-        ]
-        if not kinds:
-            return None
-        names = tuple(kind.name for kind in kinds)
-        pattern = self._pattern if len(kinds) == len(self._kinds) else self._narrower.get(names)
-        if pattern is None:
-            if len(self._narrower) >= _NARROWER_MAX:
-                return self._pattern
-            pattern = self._narrower[names] = _union(kinds)
-        return pattern
+    def _hinted(self, text: str) -> Iterator[int]:
+        """The kinds a text may hold."""
+        for number, kind in enumerate(self._kinds):
+            if not kind.hints or any(hint in text for hint in kind.hints):
+                yield number
 
     def settled(self, text: str) -> int:
         """Up to where no further text can make part of another finding: the first place from which all that
@@ -147,20 +185,16 @@ class Finder:
         one to a longer one that is not complete yet.)
         """
         for place in range(max(0, len(text) - MATCH_CHARACTERS_MAX), len(text)):
-            if self._pattern.fullmatch(text, pos=place, partial=True):
+            if self._any.fullmatch(text, pos=place, partial=True):
                 return place
         return len(text)
 
 
-def _union(kinds: Iterable[Kind]) -> regex.Pattern[str]:
-    return regex.compile("|".join(f"(?P<{kind.name}>{kind.pattern})" for kind in kinds))
-
-
-def safe_cut(finders: Sequence[Finder], text: str) -> int:
+def safe_cut(finders: Sequence[Finder], text: str, time_left: ReadingTime) -> int:
     """How many characters of a growing text may be looked at for good, by all `finders`: none can find
-    another thing in them whatever follows, and no finding of one is cut in two."""
+    another thing in them whatever follows, and no finding of one is cut in two. Raises TimeoutError."""
     cut = min((finder.settled(text) for finder in finders), default=len(text))
-    found = [each for finder in finders for each in finder.find(text)]
+    found = [each for finder in finders for each in finder.find(text, time_left)]
     while around := next((each for each in found if each.start < cut < each.end), None):
         cut = around.start
     return cut

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -11,12 +12,15 @@ from stockpot.events import Delta, Event, Finished, Notice
 from stockpot.guards.answer_texts import HeldAnswer, Windows
 from stockpot.guards.checks import Ask, ClassifierCheck, JudgeCheck, PatternCheck, SchemaCheck, load_function
 from stockpot.guards.counts import GuardCounts, Told
-from stockpot.guards.finders import Finder, Kind, personal_kinds, secret_kinds, word_kinds
+from stockpot.guards.finders import Finder, Kind, ReadingTime, personal_kinds, secret_kinds, word_kinds
 from stockpot.guards.redaction import RuleRefused, inspected, refusal
-from stockpot.guards.request_texts import mapped, texts
+from stockpot.guards.request_texts import Cleaning, mapped, strings, texts
 from stockpot.guards.rule import Rule, Scope
 from stockpot.requests import AnyRequest, GenerationRequest
 from stockpot.settings_guards import GuardSettings, Stage
+
+INLINE_CHARACTERS = 4096
+"""What is longer is read beside the event loop."""
 
 
 def open_guards(settings: Mapping[str, GuardSettings], ask: Ask, counts: GuardCounts) -> Guards:
@@ -37,17 +41,51 @@ class Guards:
         if not rules:
             return request
         told = Told(notices)
-        redacting = [rule for rule in rules if rule.action == "redact"]
-        cleaned = mapped(
-            request,
-            lambda text: inspected(text, rules, "input", told, self._counts),
-            lambda text: inspected(text, redacting, "input", Told([]), GuardCounts()),
-        )
+        read = strings(request)
+        characters = sum(map(len, read))
+        time_left = ReadingTime()
+        if characters <= INLINE_CHARACTERS:
+            cleaned = self._cleaned(request, read, rules, told, time_left)
+        else:
+            try:
+                cleaned = await asyncio.to_thread(self._cleaned, request, read, rules, told, time_left)
+            finally:
+                time_left.end()  # the thread of a request that is cancelled does not read on
         checks = [rule for rule in rules if rule.check is not None]
         if checks and (text := "\n\n".join(texts(cleaned))):
             for rule in checks:
                 await self._checked(rule, text, "input", told)
         return cleaned
+
+    def _cleaned(
+        self,
+        request: AnyRequest,
+        read: Sequence[str],
+        rules: Sequence[Rule],
+        told: Told,
+        time_left: ReadingTime,
+    ) -> AnyRequest:
+        """The request as the rules with finders leave it. Raises GuardRefused."""
+        # All at once first: requests have hundreds of short texts, of which mostly none holds anything.
+        # No finding of a single text can be missed: for every pattern this character is an edge.
+        if not self._may_find("\0".join(read), rules, time_left):
+            return request
+
+        def clean(text: str) -> str:
+            return inspected(text, rules, "input", told, self._counts, time_left=time_left)
+
+        redacting = [rule for rule in rules if rule.action == "redact"]
+
+        def quiet(text: str) -> str:
+            return inspected(text, redacting, "input", Told([]), GuardCounts(), time_left=time_left)
+
+        return mapped(request, Cleaning(clean, clean, quiet, clean))
+
+    def _may_find(self, text: str, rules: Sequence[Rule], time_left: ReadingTime) -> bool:
+        try:
+            return any(rule.finder is not None and rule.finder.finds_any(text, time_left) for rule in rules)
+        except TimeoutError:
+            return True  # which is refused, or noted, at the first text
 
     def answers(self, request: AnyRequest) -> int:
         """How often a model may be asked for the answer."""
@@ -97,7 +135,7 @@ class Guards:
         async with aclosing(run()) as events:
             async for event in events:
                 if isinstance(event, Delta):
-                    for delta in windows.through(event):
+                    for delta in await _passed(windows, event):
                         yield delta
                     continue
                 if isinstance(event, Finished):
@@ -131,6 +169,15 @@ class Guards:
             for event in answer.events:
                 yield event
             return
+
+
+async def _passed(windows: Windows, delta: Delta) -> Iterable[Delta]:
+    """What of a delta may go out now. Raises GuardRefused."""
+    characters = len(delta.text) + len(delta.reasoning) + len(delta.refusal)
+    characters += sum(len(call.arguments) for call in delta.tool_calls)
+    if characters <= INLINE_CHARACTERS:
+        return windows.through(delta)
+    return await asyncio.to_thread(lambda: list(windows.through(delta)))
 
 
 def _rule(name: str, settings: GuardSettings, ask: Ask) -> Rule:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
 
 from stockpot.errors import GuardRefused
 from stockpot.requests import (
@@ -12,11 +12,16 @@ from stockpot.requests import (
     CacheBoundary,
     ChatRequest,
     CompletionRequest,
+    Generation,
+    ImagePart,
     Message,
     OpaquePart,
     Part,
     TextPart,
+    Tool,
 )
+
+_T = TypeVar("_T")
 
 Clean = Callable[[str], str]
 
@@ -24,30 +29,70 @@ _SIGNED = frozenset({"signature", "encrypted_content"})
 _DATA = frozenset({"data", "file_data"})
 
 
-def mapped(request: AnyRequest, clean: Clean, quiet: Clean) -> AnyRequest:
-    """The request with every text passed through `clean`: turns of a chat, arguments of tool calls, texts in
-    other parts, prompts, texts to embed. Images, audio and the definitions of tools are not looked at.
+@dataclass(frozen=True, slots=True)
+class Cleaning:
+    """What is done to the texts of a request; each may raise."""
 
-    `quiet` does what `clean` does to a text and tells nobody: for pieces of a text that `clean` was given as
-    a whole. Raises GuardRefused for token ids: rules read text.
+    whole: Clean
+    piece: Clean
+    """To a text that is part of one that `whole` was given."""
+    quiet: Clean
+    """As `whole`, but nobody is told: for pieces of a text that `whole` has changed."""
+    name: Clean
+    """To the names of fields of JSON."""
+
+
+def mapped(request: AnyRequest, cleaning: Cleaning) -> AnyRequest:
+    """The request with every text cleaned that a backend is given: turns of a chat and their authors' names,
+    arguments of tool calls, addresses of images, texts in other parts, tools, schemas, arguments of the
+    template, fields that are not read here, prompts, texts to embed. The same object if nothing changes.
+    Data of images, audio and files, signatures and ids are not looked at.
+
+    Raises GuardRefused for token ids: rules read text.
     """
+    clean = cleaning.whole
+    generation = _mapped_generation(request.generation, cleaning)
     if isinstance(request, ChatRequest):
-        messages = tuple(_mapped_message(message, clean, quiet) for message in request.messages)
+        messages = tuple(_mapped_message(message, cleaning) for message in request.messages)
+        boundaries = request.boundaries
         if all(a is b for a, b in zip(messages, request.messages, strict=True)):
-            return request
-        contents = [(old.content, new.content) for old, new in zip(request.messages, messages, strict=True)]
-        return replace(request, messages=messages, boundaries=_moved(request.boundaries, contents, quiet))
+            messages = request.messages
+        else:
+            pairs = zip(request.messages, messages, strict=True)
+            contents = [(old.content, new.content) for old, new in pairs]
+            boundaries = _moved(boundaries, contents, cleaning.quiet)
+        choice = request.tool_choice
+        if choice is not None and choice.name and (name := clean(choice.name)) != choice.name:
+            choice = replace(choice, name=name)
+        return _changed(
+            request,
+            generation=generation,
+            messages=messages,
+            boundaries=boundaries,
+            template_arguments=_same_or(request.template_arguments, cleaning),
+            tools=_same(request.tools, tuple(_mapped_tool(tool, cleaning) for tool in request.tools)),
+            tool_choice=choice,
+        )
     if isinstance(request, CompletionRequest):
-        if not isinstance(request.prompt, str):
-            raise _unreadable()
-        prompt = clean(request.prompt)
-        boundaries = _moved(request.boundaries, [(request.prompt, prompt)], quiet)
-        return replace(request, prompt=prompt, boundaries=boundaries)
-    return replace(request, inputs=tuple(clean(_readable(each)) for each in request.inputs))
+        before = _readable(request.prompt)
+        prompt = clean(before)
+        boundaries = _moved(request.boundaries, [(before, prompt)], cleaning.quiet)
+        return _changed(
+            request,
+            generation=generation,
+            prompt=request.prompt if prompt == before else prompt,
+            boundaries=_same(request.boundaries, boundaries),
+        )
+    inputs = tuple(clean(_readable(each)) for each in request.inputs)
+    return _changed(
+        request,
+        generation=generation,
+        inputs=request.inputs if list(inputs) == list(request.inputs) else inputs,
+    )
 
 
 def texts(request: AnyRequest) -> list[str]:
-    """All texts of a request that `mapped` let pass."""
+    """All texts of a request once: what a check reads. Names of fields are none."""
     found: list[str] = []
 
     def read(text: str) -> str:
@@ -55,33 +100,88 @@ def texts(request: AnyRequest) -> list[str]:
             found.append(text)
         return text
 
-    if isinstance(request, ChatRequest):
-        for message in request.messages:
-            read(message.content)
-            for part in message.parts:
-                if isinstance(part, OpaquePart):
-                    _mapped_json(part.value, read)
-            for call in message.tool_calls:
-                read(call.arguments)
-    elif isinstance(request, CompletionRequest):
-        read(_readable(request.prompt))
-    else:
-        for each in request.inputs:
-            read(_readable(each))
+    mapped(request, Cleaning(read, _as_it_is, _as_it_is, _as_it_is))
     return found
 
 
-def _mapped_message(message: Message, clean: Clean, quiet: Clean) -> Message:
+def strings(request: AnyRequest) -> list[str]:
+    """All that `mapped` passes through a function, pieces and names too. Raises GuardRefused for what it
+    cannot read."""
+    found: list[str] = []
+
+    def read(text: str) -> str:
+        found.append(text)
+        return text
+
+    try:
+        mapped(request, Cleaning(read, read, read, read))
+    except RecursionError as error:
+        raise GuardRefused(
+            "The request is nested too deeply for this server's guards to read; flatten its fields.",
+            code="guard_refused_input",
+        ) from error
+    return found
+
+
+def _as_it_is(text: str) -> str:
+    return text
+
+
+def _changed(request: Any, **fields: object) -> Any:
+    """The request itself where no field is another object."""
+    if all(getattr(request, name) is value for name, value in fields.items()):
+        return request
+    return replace(request, **fields)
+
+
+def _same(before: _T, after: _T) -> _T:
+    return before if after == before else after
+
+
+def _same_or(value: Any, cleaning: Cleaning) -> Any:
+    """A JSON value, cleaned; the same object if that changes nothing."""
+    return _same(value, _mapped_json(value, cleaning)) if value else value
+
+
+def _mapped_generation(generation: Generation, cleaning: Cleaning) -> Generation:
+    output = generation.output_format
+    if isinstance(output.schema, Mapping) or output.name:
+        schema = _same_or(output.schema, cleaning)
+        name = cleaning.whole(output.name) if output.name else output.name
+        if schema is not output.schema or name != output.name:
+            output = replace(output, schema=schema, name=name)
+    extras = _same_or(generation.extras, cleaning)
+    stop = _same(generation.stop, tuple(map(cleaning.whole, generation.stop)))
+    user = generation.user and _same(generation.user, cleaning.quiet(generation.user))
+    return cast(Generation, _changed(generation, output_format=output, extras=extras, stop=stop, user=user))
+
+
+def _mapped_tool(tool: Tool, cleaning: Cleaning) -> Tool:
+    description = tool.description
+    cleaned = replace(
+        tool,
+        name=cleaning.whole(tool.name),
+        description=cleaning.whole(description) if description else description,
+        parameters=_same_or(tool.parameters, cleaning),
+    )
+    return _same(tool, cleaned)
+
+
+def _mapped_message(message: Message, cleaning: Cleaning) -> Message:
+    clean, quiet = cleaning.whole, cleaning.quiet
     content = clean(message.content)
-    calls = tuple(replace(call, arguments=clean(call.arguments)) for call in message.tool_calls)
+    name = clean(message.name) if message.name else message.name
+    calls = tuple(
+        replace(call, name=clean(call.name), arguments=clean(call.arguments)) for call in message.tool_calls
+    )
     parts = message.parts
     if parts:
-        parts = tuple(_mapped_opaque(part, clean) for part in parts)
+        parts = tuple(_mapped_part(part, cleaning) for part in parts)
         # What was found in the whole content has been told; what a part alone shows has not.
-        content, parts = _agreed(content, parts, quiet if content != message.content else clean, quiet)
-    if content == message.content and calls == message.tool_calls and parts == message.parts:
-        return message
-    return replace(message, content=content, parts=parts, tool_calls=calls)
+        alone = quiet if content != message.content else cleaning.piece
+        content, parts = _agreed(content, parts, alone, quiet)
+    cleaned = replace(message, name=name, content=content, parts=parts, tool_calls=calls)
+    return _same(message, cleaned)
 
 
 def _agreed(
@@ -103,23 +203,34 @@ def _agreed(
     return content, tuple(kept)
 
 
-def _mapped_opaque(part: Part, clean: Clean) -> Part:
-    if not isinstance(part, OpaquePart):
-        return part
-    value = _mapped_json(part.value, clean)
-    return part if value == part.value else replace(part, value=value)
+def _mapped_part(part: Part, cleaning: Cleaning) -> Part:
+    if isinstance(part, OpaquePart):
+        value = _same_or(part.value, cleaning)
+        return part if value is part.value else replace(part, value=value)
+    if isinstance(part, ImagePart) and part.url and (url := cleaning.whole(part.url)) != part.url:
+        return replace(part, url=url)
+    return part
 
 
-def _mapped_json(value: object, clean: Clean) -> Any:
-    """Every text in a JSON value but names of fields, signatures and data in base64."""
+def _mapped_json(value: object, cleaning: Cleaning) -> Any:
+    """Every text in a JSON value, and the names of fields, but signatures and data in base64."""
     if isinstance(value, str):
-        return clean(value)
+        return cleaning.whole(value)
     if isinstance(value, Mapping):
         fields = cast(Mapping[str, object], value)
         unread = _SIGNED if fields.get("type") == "text" else _SIGNED | _DATA
-        return {name: each if name in unread else _mapped_json(each, clean) for name, each in fields.items()}
+        cleaned: dict[str, Any] = {}
+        for name, each in fields.items():
+            as_named = cleaning.name(name)
+            while as_named in cleaned:  # two names of which the same is left
+                as_named += "_"
+            if name in unread and isinstance(each, str):
+                cleaned[as_named] = each
+            else:
+                cleaned[as_named] = _mapped_json(each, cleaning)
+        return cleaned
     if isinstance(value, list | tuple):
-        return [_mapped_json(each, clean) for each in cast(Sequence[object], value)]
+        return [_mapped_json(each, cleaning) for each in cast(Sequence[object], value)]
     return value
 
 

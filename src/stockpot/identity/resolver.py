@@ -44,6 +44,10 @@ class TooManyKeys(RequestError):
     code = "too_many_unknown_keys"
 
 
+class _WrongSecret(Unauthenticated):
+    """The key has the id of one that is known and is not that one. It may be what that was rotated to."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Known:
     """What the store said at `at_s`; `key` None: there is no such key."""
@@ -96,16 +100,21 @@ class Resolver:
         known = self._known.get(key_id_of(key) or "")
         if known is None or self._clock.monotonic() - known.at_s >= LIFETIME_S:
             return None
-        return self._checked(key, known, "user").caller
+        try:
+            return self._checked(key, known, "user").caller
+        except _WrongSecret:
+            return None
 
     async def resolve(self, key: str) -> Caller:
         """Whose key it is. Raises Unauthenticated for a key that is not known, expired or revoked, Forbidden
         for a key of an administrator, TooManyKeys, KeysUnavailable."""
-        return self._checked(key, await self._look_up(key), "user").caller
+        caller = (await self._looked_up(key, "user")).caller
+        self._has_user_keys = True
+        return caller
 
     async def resolve_admin(self, key: str) -> str:
         """The name of an administrator's key. Raises as `resolve` does, Forbidden for a key of a user."""
-        known = self._checked(key, await self._look_up(key), "admin")
+        known = await self._looked_up(key, "admin")
         return known.caller.key_name or known.caller.key_id
 
     def was_good(self, key: str) -> bool:
@@ -134,14 +143,26 @@ class Resolver:
             return True
         return False if self._clock.monotonic() - self._has_asked_at_s < LIFETIME_S else None
 
-    async def _look_up(self, key: str) -> _Known:
-        """What the store says of the key's id: remembered, or asked."""
+    async def _looked_up(self, key: str, wanted: KeyKind) -> _Known:
+        """What the store says of the key, checked. A key that was just rotated holds at once: what does not
+        fit is compared with what is remembered, and then with what the store says now."""
+        begun_s = self._clock.monotonic()
+        known = await self._look_up(key)
+        try:
+            return self._checked(key, known, wanted)
+        except _WrongSecret:
+            if known.at_s >= begun_s:
+                raise
+        return self._checked(key, await self._look_up(key, since_s=begun_s), wanted)
+
+    async def _look_up(self, key: str, *, since_s: float = -math.inf) -> _Known:
+        """What the store says of the key's id: remembered (not from before `since_s`), or asked."""
         key_id = key_id_of(key)
         now_s = self._clock.monotonic()
         if key_id is None:
             return _Known(now_s, None, NOBODY)
         known = self._known.get(key_id) or self._unknown.get(key_id)
-        if known is not None and now_s - known.at_s < LIFETIME_S:
+        if known is not None and now_s - known.at_s < LIFETIME_S and known.at_s >= since_s:
             return known
         task = self._lookups.get(key_id)
         if task is None:
@@ -194,7 +215,9 @@ class Resolver:
         if stored is None:
             hmac.compare_digest(digest_of(key), _NOBODYS_DIGEST)  # takes as long as for a key that exists
         if stored is None or not _fits(key, stored):
-            raise Unauthenticated("The API key is not one of this server's; check it.")
+            raise (Unauthenticated if stored is None else _WrongSecret)(
+                "The API key is not one of this server's; check it."
+            )
         now = self._clock.wall()
         if stored.revoked_at is not None:
             raise Unauthenticated(f"The API key {stored.id} was revoked; use another.", code="key_revoked")

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 
 from stockpot.caller import NOBODY, Caller
-from stockpot.errors import RequestError
+from stockpot.errors import Forbidden, RequestError
 from stockpot.requests import Priority
 from stockpot.wire.edge import request_id_of
 from stockpot.wire.service import Service
@@ -57,6 +57,12 @@ async def arrival_of(service: Service, request: Request, answer_id: str) -> Arri
         trace_parent=_trace_parent(headers),
         wants_events=_flag(headers, "x-stockpot-events"),
     )
+
+
+def check_model(caller: Caller, model: str) -> None:
+    """Raises Forbidden for a model the caller's key may not use (what generates is checked by its route)."""
+    if caller.models is not None and model not in caller.models:
+        raise Forbidden(f"This key may not use the model {model[:100]!r}.", param="model")
 
 
 def session_of(arrival: Arrival, *others: Any) -> str:

@@ -88,5 +88,8 @@ def _request_id(scope: Scope) -> str:
 
 
 def _route(scope: Scope) -> str:
-    """The route's template: paths themselves would be labels without bound."""
+    """The route's template: paths themselves would be labels without bound. Plain routes leave no template
+    behind; where one without parameters matched, it is the path."""
+    if "route" not in scope and "endpoint" in scope and not scope.get("path_params"):
+        return scope["path"]
     return getattr(scope.get("route"), "path", "unmatched")

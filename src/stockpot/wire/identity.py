@@ -18,7 +18,7 @@ from stockpot.clock import Clock, SystemClock
 from stockpot.errors import Forbidden, RequestError, Unauthenticated
 from stockpot.identity.key import key_id_of
 from stockpot.identity.rate import WrongKeys
-from stockpot.identity.resolver import Resolver
+from stockpot.identity.resolver import Resolver, TooManyKeys
 from stockpot.settings import AccessSettings
 
 _GOOD_MAX = 10_000
@@ -78,7 +78,7 @@ class Identity:
         Unauthenticated without one that is good, Forbidden for an administrator's, TooManyWrongKeys, and what
         `Resolver.resolve` raises."""
         if not self._is_required and not await self._are_there_keys():
-            return NOBODY
+            return await self._by_a_new_key(request)
         key = _presented(request, "an API key")
         address = _address(request)
         if self._keys is not None and key_id_of(key) is not None:
@@ -95,6 +95,12 @@ class Identity:
         of an administrator."""
         key = _key_of(request)
         if self._keys is None or key_id_of(key) is None:
+            if self._admin is None and (self._is_required or await self._are_there_keys()):
+                # What comes from this machine may be anybody's, through a proxy that does not say so.
+                raise Forbidden(
+                    "This server has keys, and is administered with one too: set access.admin_key, or make"
+                    " one with 'stockpot keys create --admin', and send it as 'Authorization: Bearer KEY'."
+                )
             return self.require_admin(request)
         address = _address(request)
         if not self._keys.was_good(key):
@@ -131,6 +137,17 @@ class Identity:
             return False
         known = self._keys.exist_now()
         return known if known is not None else await self._keys.keys_exist()
+
+    async def _by_a_new_key(self, request: Request) -> Caller:
+        """The caller where no keys are known, and nobody needs one: that there are some is learnt up to two
+        seconds late, but the limits of a key hold from its first request on."""
+        key = _key_of(request)
+        if self._keys is None or key_id_of(key) is None:
+            return NOBODY
+        try:
+            return await self._keys.resolve(key)
+        except (Unauthenticated, TooManyKeys):
+            return NOBODY
 
     async def _virtual(self, keys: Resolver, key: str, address: str) -> Caller:
         try:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from stockpot.wire.anthropic_answer import MessageCollector, MessageNarrator
 from stockpot.wire.anthropic_translate import counted_request, messages_request
-from stockpot.wire.arrival import arrival_of
+from stockpot.wire.arrival import arrival_of, check_model
 from stockpot.wire.body import read_shape
 from stockpot.wire.delivery import CollectedAnswer, StreamedAnswer
 from stockpot.wire.errors import json_response
@@ -45,6 +45,7 @@ def router(service: Service) -> APIRouter:
     async def count_tokens(request: Request) -> Response:
         arrival = await arrival_of(service, request, f"count_{uuid.uuid4().hex}")
         shape = await read_shape(request, PromptShape, {}, server)
+        check_model(arrival.caller, shape.model)
         counted = counted_request(shape, arrival)
         tokens = await service.backend.tokenize(shape.model, counted, special=False, tenant=arrival.tenant)
         return json_response(TokenCount(len(tokens)))

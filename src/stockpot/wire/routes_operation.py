@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
 from starlette.responses import Response
 
 from stockpot.wire.errors import json_response
@@ -32,7 +33,9 @@ def router(service: Service) -> APIRouter:
         )
 
     @routes.get("/metrics")
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
+        if service.settings.access.metrics == "admin":
+            await service.identity.administrator(request)
         return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     return routes
