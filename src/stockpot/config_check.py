@@ -13,7 +13,7 @@ from stockpot.accounts.database import Database
 from stockpot.accounts.prices import PriceBook
 from stockpot.allowances.redis_store import RedisStore
 from stockpot.errors import ConfigurationError, StockpotError
-from stockpot.gateway.difficulty import load_classifier
+from stockpot.gateway.cascade import check_cascade
 from stockpot.guards.counts import GuardCounts
 from stockpot.guards.guards import open_guards
 from stockpot.kv.envelope import Sealing
@@ -106,16 +106,7 @@ def _check_cascade(name: str, route: RouteSettings, findings: Findings) -> None:
     cascade = route.cascade
     if cascade is None:
         return
-    if cascade.classifier is not None:
-        classifier = cascade.classifier
-        findings.attempt(lambda: load_classifier(classifier))
-    if cascade.pattern is not None:
-        try:
-            re.compile(cascade.pattern)
-        except re.error as error:
-            findings.errors.append(
-                f"routes.{name}.cascade.pattern is no regular expression: {error}. Correct it."
-            )
+    findings.attempt(lambda: check_cascade(cascade))
     if (cascade.pattern is None) == ("regex" in cascade.on):
         findings.warnings.append(
             f'routes.{name}.cascade checks no pattern: that takes both a pattern and "regex" in its list on.'

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,6 +24,7 @@ from tests.gateway.scripted import (
 from stockpot.errors import ConfigurationError, FailureCause, RequestError
 from stockpot.events import Delta, Event, FinishReason, Started
 from stockpot.gateway.answer_checks import Answer, objection
+from stockpot.gateway.cascade import check_cascade
 from stockpot.gateway.difficulty import load_classifier, words
 from stockpot.requests import OutputFormat
 from stockpot.routing.plan import Step
@@ -144,3 +148,86 @@ async def test_a_client_schema_reaches_nothing_and_runs_no_expression(reason: Fi
     assert "cannot be checked" in (
         await objection(answer, OutputFormat("json_schema", remote), settings) or ""
     )
+
+
+def bomb(depth: int) -> dict[str, Any]:
+    """A small schema whose checking takes 2 ** depth steps."""
+    below = {f"a{n}": {"anyOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(depth)}
+    return {"$defs": {**below, f"a{depth}": {"type": "string"}}, "$ref": "#/$defs/a0"}
+
+
+BOUND: list[tuple[Any, str]] = [
+    (bomb(40), "1"),
+    ({"anyOf": [{"type": "string"}] * 5000}, json.dumps(["a" * 20] * 50_000)),
+    ({"allOf": [{"items": {}}] * 5000}, json.dumps([1] * 50_000)),
+    ({"items": {"enum": [*range(50_000)]}}, json.dumps([-1] * 50_000)),
+    ({"enum": [*range(200_000)]}, "1"),
+    ({"type": "soup"}, "1"),
+    ({"minItems": "x"}, "[1]"),
+    ({"$ref": "#"}, "1"),
+]
+
+
+@pytest.mark.parametrize(("schema", "text"), BOUND)
+async def test_a_client_schema_is_checked_in_bounded_steps(schema: dict[str, Any], text: str) -> None:
+    """Each took minutes, or raised what no one caught."""
+    answer, settings = Answer(text, "", False, "stop"), CascadeSettings(to="strong")
+    said = await objection(answer, OutputFormat("json_schema", schema), settings)
+    assert said == "has a schema that cannot be checked"
+
+
+async def test_other_tasks_go_on_while_an_answer_is_checked() -> None:
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    turning = asyncio.create_task(turn())
+    settings = CascadeSettings(to="strong", on=("schema", "regex"), pattern=r"(a|aa)+\d")
+    await objection(Answer("1", "", False, "stop"), OutputFormat("json_schema", bomb(40)), settings)
+    before = turns
+    said = await objection(Answer("a" * 5000, "", False, "stop"), OutputFormat(), settings)
+    turning.cancel()
+    assert before > 0 and turns > before
+    assert said in ("could not be matched with the pattern in time", "did not match the pattern")
+
+
+def breaks(request: object) -> float:
+    raise RuntimeError("no weights")
+
+
+async def soon(request: object) -> float:
+    return 1.0
+
+
+def undecided(request: object) -> object:
+    return None
+
+
+@pytest.mark.parametrize("name", ["breaks", "undecided", "absent"])
+async def test_a_classifier_that_fails_leaves_the_question_to_the_small_model(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = ModuleType("measures")
+    vars(module).update(breaks=breaks, undecided=undecided)
+    monkeypatch.setitem(sys.modules, "measures", module)
+    answer, journey = await rig(Script()).ask(way=way(classifier=f"measures:{name}"))
+    assert answer == "Hello there" and causes(journey) == [("a", None)]
+    assert f"'measures:{name}' of a cascade failed" in caplog.text
+
+
+def test_mistakes_of_a_cascade_are_found_before_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("measures")
+    vars(module).update(soon=soon)
+    monkeypatch.setitem(sys.modules, "measures", module)
+    check_cascade(CascadeSettings(to="strong", on=("regex",), pattern=r"\d+", classifier="words"))
+    for mistake, said in (
+        ({"pattern": "(("}, "no regular expression"),
+        ({"classifier": "nope:nope"}, "cannot be loaded"),
+        ({"classifier": "measures:soon"}, "no function"),
+    ):
+        with pytest.raises(ConfigurationError, match=said):
+            check_cascade(CascadeSettings.model_validate({"to": "strong", **mistake}))

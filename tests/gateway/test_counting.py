@@ -57,6 +57,8 @@ class Silent(ScriptedBackend):
     """Says nothing until `speaks`; then it fails with `error`, or answers. As servers do that were asked for
     an answer in one piece."""
 
+    running: int
+
     def __init__(self, error: Exception | None = None) -> None:
         super().__init__()
         self.speaks = asyncio.Event()

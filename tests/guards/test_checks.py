@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -144,3 +145,33 @@ def test_functions_are_found_by_name() -> None:
 def test_settings_that_make_no_rule(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         GuardSettings.model_validate(settings)
+
+
+async def test_a_huge_answer_is_checked_in_bounded_steps() -> None:
+    check = SchemaCheck({"type": "array", "items": {"allOf": [{"minimum": 0}] * 20}})
+    assert await check.objection(json.dumps([1] * 100)) is None
+    assert await check.objection(json.dumps([1] * 100_000)) == "could not be checked with the schema"
+
+
+@pytest.mark.parametrize(
+    ("items", "are_unique"),
+    [
+        ([1, True, 0, False, "1", None, [1], {"a": 1}], True),
+        ([1, 1.0], False),
+        ([{"a": [1, 2], "b": 1}, {"b": 1, "a": [1, 2]}], False),
+        ([[True], [1]], True),
+        ([{"n": n} for n in range(5_000)], True),
+    ],
+)
+async def test_unique_items_are_those_of_json(items: list[Any], are_unique: bool) -> None:
+    said = await SchemaCheck({"uniqueItems": True}).objection(json.dumps(items))
+    assert said == (None if are_unique else "does not satisfy the schema (uniqueItems at /)")
+
+
+async def test_a_slow_expression_in_a_schema_is_given_up() -> None:
+    check = SchemaCheck({"type": "string", "pattern": r"^(a|aa)+\d$"})
+    assert await check.objection('"aa1"') is None
+    assert await check.objection(json.dumps("a" * 5000)) in (
+        "could not be checked with the schema",
+        "does not satisfy the schema (pattern at /)",
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from stockpot.events import (
     ToolCallDelta,
     Usage,
 )
-from stockpot.guards import answer_texts
+from stockpot.guards import answer_texts, finders
 from stockpot.guards.counts import GuardCounts
 from stockpot.guards.guards import Guards, open_guards
 from stockpot.requests import (
@@ -36,8 +37,11 @@ from stockpot.requests import (
     ImagePart,
     Message,
     OpaquePart,
+    OutputFormat,
     TextPart,
+    Tool,
     ToolCall,
+    ToolChoice,
 )
 from stockpot.settings_guards import GuardSettings
 
@@ -559,3 +563,98 @@ async def test_without_rules_for_it_an_answer_is_left_alone() -> None:
     around = Around(secrets={**SECRETS, "on": "input"})
     events = answer("a", KEY)
     assert (await around.given(events))[2:] == events
+
+
+# --- All that a backend is given ----------------------------------------------------------------------------
+
+
+async def test_all_that_reaches_a_backend_is_read() -> None:
+    around = Around(secrets={**SECRETS, "action": "redact"})
+    schema = {"type": "object", "description": KEY, "properties": {KEY: {"type": "string"}}}
+    request = ChatRequest(
+        Generation(
+            "m",
+            "r",
+            extras={"documents": [{"text": KEY}], "prediction": {"content": [{"text": KEY}]}, KEY: 1},
+            output_format=OutputFormat("json_schema", schema, name=KEY),
+            stop=(KEY,),
+            user=KEY,
+        ),
+        (
+            Message("user", "hi", name=KEY),
+            Message("user", "", parts=(ImagePart(url=f"https://pictures/?key={KEY}"),)),
+            Message("assistant", "", tool_calls=(ToolCall("c", KEY, "{}"),)),
+        ),
+        template_arguments={"k": KEY, "n": [KEY, 1, None]},
+        tools=(Tool(KEY, KEY, schema),),
+        tool_choice=ToolChoice("named", KEY),
+    )
+    clean = await around.sent(request)
+    assert KEY not in repr(clean)
+    assert clean.generation.extras == {
+        "documents": [{"text": GONE}],
+        "prediction": {"content": [{"text": GONE}]},
+        GONE: 1,
+    }
+    assert clean.template_arguments == {"k": GONE, "n": [GONE, 1, None]}
+    assert clean.tools == (Tool(GONE, GONE, clean.generation.output_format.schema),)
+    suffix = CompletionRequest(Generation("m", "r", extras={"suffix": KEY}), "x")
+    assert (await around.sent(suffix)).generation.extras == {"suffix": GONE}
+    with pytest.raises(GuardRefused):
+        await Around(secrets=SECRETS).sent(suffix)
+
+
+async def test_two_names_that_become_one_lose_no_field() -> None:
+    around = Around(secrets={**SECRETS, "action": "redact"})
+    other = KEY[:-1] + "Q"
+    clean = await around.sent(chat("hi", extras={"metadata": {KEY: "a", other: "b"}}))
+    assert sorted(clean.generation.extras["metadata"].values()) == ["a", "b"]
+
+
+async def test_a_judge_reads_documents() -> None:
+    around = Around(judge={**JUDGE, "on": "input"})
+    await around.sent(chat("hi", extras={"documents": [{"text": "a document"}]}))
+    assert around.asked[0][2] == "a document\n\nhi"
+
+
+async def test_what_is_nested_too_deeply_is_refused() -> None:
+    value: Any = KEY
+    for _ in range(5000):
+        value = [value]
+    with pytest.raises(GuardRefused, match="nested too deeply"):
+        await Around(secrets=SECRETS).sent(chat("hi", extras={"x": value}))
+
+
+async def turns_during(work: Awaitable[Any]) -> int:
+    """How often another task had its turn while this one was not done."""
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    turning = asyncio.create_task(turn())
+    try:
+        await work
+    finally:
+        turning.cancel()
+    return turns
+
+
+async def test_large_texts_do_not_stop_the_loop() -> None:
+    around = Around(personal={"rule": "personal-data", "action": "redact"})
+    large = "1 1 a@a. +1 1 AA00 AAAA " * 2000
+    assert await turns_during(around.sent(chat(large))) > 3
+    assert await turns_during(around.given(answer(large))) > 3
+
+
+async def test_what_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finders, "READING_MAX_S", 0.0)
+    for text in ("1", "1 " * 10_000):
+        around = Around(personal={"rule": "personal-data"})
+        with pytest.raises(GuardRefused, match="could not be read in time"):
+            await around.sent(chat(text))
+        with pytest.raises(GuardRefused, match="could not be read in time"):
+            await around.given(answer(text))

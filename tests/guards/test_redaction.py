@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from stockpot.errors import GuardRefused
 from stockpot.events import Notice
 from stockpot.guards.counts import GuardCounts, Told
-from stockpot.guards.finders import Finder, ReadingTime, personal_kinds, secret_kinds, word_kinds
+from stockpot.guards.finders import Finder, Kind, ReadingTime, personal_kinds, secret_kinds, word_kinds
 from stockpot.guards.redaction import StreamWindow, inspected
 from stockpot.guards.rule import Rule, Scope
 from stockpot.settings_guards import Action
@@ -107,3 +107,59 @@ def test_refusals_name_the_rule_and_never_the_text() -> None:
         inspected(REAL[1], rules("refuse"), "input", Told([]), GuardCounts(), time_left=ReadingTime())
     assert "rule0" in str(refused.value)
     assert "AKIA" not in str(refused.value)
+
+
+# --- Large and hostile texts --------------------------------------------------------------------------------
+
+
+class Looks(StreamWindow):
+    """A window that counts how many characters it has looked at."""
+
+    looked = 0
+
+    def _release(self, *, final: bool) -> str:
+        self.looked += self._characters
+        return super()._release(final=final)
+
+
+def test_what_is_long_held_is_not_looked_at_again_and_again() -> None:
+    window = Looks(rules(), Told([]), GuardCounts())
+    pieces = ["-----BEGIN PRIVATE KEY-----", *["A "] * 1500]
+    out = [window.push(piece) for piece in pieces]
+    assert "".join(out) == ""
+    assert window.looked < 40_000  # with every piece: 2.3 million
+    assert window.finish() == "[redacted:private_key]"
+
+
+@given(st.text("1245 -x.", max_size=120), st.lists(st.sampled_from(["4111 1111 1111 1111", " ", "5"])))
+def test_cards_are_found_as_their_pattern_says(noise: str, cards: list[str]) -> None:
+    """The quick scan of runs against the pattern tried at every place."""
+    text = noise.join(cards) + noise
+
+    def is_card(digits: str) -> bool:
+        plain = [int(each) for each in digits if each.isdigit()]
+        doubled = [sum(divmod(2 * digit, 10)) for digit in plain[-2::-2]]
+        return len(set(plain)) > 1 and (sum(plain[-1::-2]) + sum(doubled)) % 10 == 0
+
+    quick = next(kind for kind in personal_kinds() if kind.name == "payment_card")
+    slow = Kind("payment_card", quick.pattern, is_card)
+    assert Finder([quick]).find(text, ReadingTime()) == Finder([slow]).find(text, ReadingTime())
+
+
+@given(st.integers(0, 60), st.integers(1, 3))
+def test_a_card_in_a_long_run_of_digits_is_found(before: int, times: int) -> None:
+    text = "1 " * (2000 + before) + "x 4111-1111-1111-1111 " * times
+    found = Finder(personal_kinds()).find(text, ReadingTime())
+    assert [text[each.start : each.end] for each in found] == ["4111-1111-1111-1111"] * times
+
+
+def test_a_text_that_cannot_be_read_in_time_passes_only_a_note() -> None:
+    over = ReadingTime()
+    over.end()
+    for action in ("refuse", "redact"):
+        with pytest.raises(GuardRefused, match="could not be read in time"):
+            inspected(REAL[0], rules(action), "input", Told([]), GuardCounts(), time_left=over)
+    notices: list[Notice] = []
+    text = inspected(REAL[0], rules("note"), "input", Told(notices), GuardCounts(), time_left=over)
+    assert text == REAL[0]
+    assert "could not be read in time" in notices[0].detail

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from stockpot.backends.anthropic_events import AnthropicParser
 from stockpot.backends.anthropic_render import render_messages
+from stockpot.backends.prompt_estimate import CHARACTERS_PER_TOKEN, estimated_prompt_tokens
+from stockpot.backends.refused_extras import refuse_extras_of
 from stockpot.backends.remote import Cadence, Call, RemoteBackend
 from stockpot.clock import Clock
 from stockpot.errors import UnsupportedField
@@ -34,10 +36,14 @@ class AnthropicBackend(RemoteBackend):
                 f"The model {request.generation.model!r} continues no plain prompts; send a chat.",
                 param="prompt",
             )
+        if (
+            request.generation.dialect == "anthropic"
+        ):  # those of OpenAI are translated or refused by rendering
+            refuse_extras_of("anthropic", request.generation.extras, self.settings.allow_extras)
         parser = AnthropicParser(
             self.upstream.fail,
             has_boundaries=bool(request.boundaries),
-            prompt_characters=sum(len(message.content) for message in request.messages),
+            prompt_characters=estimated_prompt_tokens(request) * CHARACTERS_PER_TOKEN,
         )
         return Call(f"{self.settings.url}/messages", render_messages(request, model), parser)
 

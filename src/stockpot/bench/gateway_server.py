@@ -77,7 +77,7 @@ class GatewayPeer(ABC):
 
 
 class StockpotGateway(GatewayPeer):
-    """`stockpot serve` without an engine: one process; a virtual key of a team, limits of both, prices, ledger,
+    """`stockpot serve` without an engine, one process: virtual key, limits of key and team, prices, ledger,
     metrics."""
 
     name = "stockpot"

@@ -101,8 +101,8 @@ class Gateway(Backend):
         return self._run(self._course, request)
 
     def unguarded(self, request: ChatRequest) -> AsyncGenerator[Event]:
-        """For guards, which ask models themselves on behalf of requests: the same way, but for the guards, and
-        while the server stops too."""
+        """For guards, which ask models on behalf of requests: the same way, but for the guards, and while the
+        server stops too."""
         return self._run(replace(self._course, guards=no_guards()), request, within=True)
 
     async def _run(

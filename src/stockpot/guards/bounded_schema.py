@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import regex
 
-STEPS_MAX = 50_000
-"""Of one check: a keyword applied to a value is a step, what it walks over counts besides. Some microseconds
-each."""
+STEPS_MAX = 20_000
+"""Of one check: a keyword applied to a value is a step, what it walks over counts besides. Some ten
+microseconds each."""
 
 SCHEMA_SIZE_MAX = 100_000
 """Of a schema that is not the operator's: its values, names and every hundred characters of them."""
@@ -67,7 +67,7 @@ class BoundedSchema:
 
     def error(self, value: object, *, steps: int = STEPS_MAX) -> Any | None:
         """The first jsonschema ValidationError of a value; None: it satisfies the schema. Raises
-        CannotBeChecked. Meant for a thread of its own: the bound is about a quarter of a second."""
+        CannotBeChecked. Meant for a thread of its own."""
         self._here.left, self._here.weights = steps, dict[int, int]()
         try:
             return next(iter(self._validator.iter_errors(value)), None)
@@ -97,7 +97,7 @@ class BoundedSchema:
             return self._weight(instance) // 4 if isinstance(instance, list) else 0
         if name in ("$ref", "$dynamicRef", "$recursiveRef"):
             is_local = isinstance(argument, str) and (argument == "#" or argument.startswith("#/"))
-            return len(argument) // 100 if is_local else self._size // 10
+            return len(argument) // 100 if is_local else self._size // 2
         walked = len(cast(Any, argument)) // 4 if isinstance(argument, dict | list) else 0
         if name in _EACH and isinstance(instance, dict | list):
             walked += len(cast(Any, instance))

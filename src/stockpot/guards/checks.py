@@ -28,6 +28,7 @@ Ask = Callable[[str, str, str], Awaitable[str]]
 """(model, instruction, text) -> the model's answer. Raises StockpotError."""
 
 _MATCH_TIMEOUT_S = 1.0
+_STEPS_MAX = 200_000  # an operator's schema, of which only the answer can be large
 
 _INSTRUCTION = (
     "You decide whether a text is acceptable. It is not if it asks for or gives help with violence, crime or"
@@ -82,7 +83,7 @@ class SchemaCheck(Check):
         except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
             return "is not JSON"
         try:
-            wrong = self._schema.error(value)
+            wrong = self._schema.error(value, steps=_STEPS_MAX)
         except CannotBeChecked as error:
             _LOG.warning("an answer could not be checked with the schema of a guard: %s", error)
             return "could not be checked with the schema"

@@ -20,7 +20,9 @@ from stockpot.requests import AnyRequest, GenerationRequest
 from stockpot.settings_guards import GuardSettings, Stage
 
 INLINE_CHARACTERS = 4096
-"""What is longer is read beside the event loop."""
+INLINE_PIECE_CHARACTERS = 512
+"""Requests, and pieces of an answer, that are longer are read beside the event loop. Pieces cost more: where
+each of their characters may be the beginning of what is not complete yet."""
 
 
 def open_guards(settings: Mapping[str, GuardSettings], ask: Ask, counts: GuardCounts) -> Guards:
@@ -175,7 +177,7 @@ async def _passed(windows: Windows, delta: Delta) -> Iterable[Delta]:
     """What of a delta may go out now. Raises GuardRefused."""
     characters = len(delta.text) + len(delta.reasoning) + len(delta.refusal)
     characters += sum(len(call.arguments) for call in delta.tool_calls)
-    if characters <= INLINE_CHARACTERS:
+    if characters <= INLINE_PIECE_CHARACTERS:
         return windows.through(delta)
     return await asyncio.to_thread(lambda: list(windows.through(delta)))
 

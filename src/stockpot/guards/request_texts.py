@@ -38,8 +38,8 @@ class Cleaning:
     """To a text that is part of one that `whole` was given."""
     quiet: Clean
     """As `whole`, but nobody is told: for pieces of a text that `whole` has changed."""
-    name: Clean
-    """To the names of fields of JSON."""
+    label: Clean
+    """To what is no prose: names of fields and tools, addresses, stop sequences."""
 
 
 def mapped(request: AnyRequest, cleaning: Cleaning) -> AnyRequest:
@@ -62,7 +62,7 @@ def mapped(request: AnyRequest, cleaning: Cleaning) -> AnyRequest:
             contents = [(old.content, new.content) for old, new in pairs]
             boundaries = _moved(boundaries, contents, cleaning.quiet)
         choice = request.tool_choice
-        if choice is not None and choice.name and (name := clean(choice.name)) != choice.name:
+        if choice is not None and choice.name and (name := cleaning.label(choice.name)) != choice.name:
             choice = replace(choice, name=name)
         return _changed(
             request,
@@ -92,7 +92,7 @@ def mapped(request: AnyRequest, cleaning: Cleaning) -> AnyRequest:
 
 
 def texts(request: AnyRequest) -> list[str]:
-    """All texts of a request once: what a check reads. Names of fields are none."""
+    """All texts of a request once: what a check reads. Labels are none."""
     found: list[str] = []
 
     def read(text: str) -> str:
@@ -147,11 +147,11 @@ def _mapped_generation(generation: Generation, cleaning: Cleaning) -> Generation
     output = generation.output_format
     if isinstance(output.schema, Mapping) or output.name:
         schema = _same_or(output.schema, cleaning)
-        name = cleaning.whole(output.name) if output.name else output.name
+        name = cleaning.label(output.name) if output.name else output.name
         if schema is not output.schema or name != output.name:
             output = replace(output, schema=schema, name=name)
     extras = _same_or(generation.extras, cleaning)
-    stop = _same(generation.stop, tuple(map(cleaning.whole, generation.stop)))
+    stop = _same(generation.stop, tuple(map(cleaning.label, generation.stop)))
     user = generation.user and _same(generation.user, cleaning.quiet(generation.user))
     return cast(Generation, _changed(generation, output_format=output, extras=extras, stop=stop, user=user))
 
@@ -160,7 +160,7 @@ def _mapped_tool(tool: Tool, cleaning: Cleaning) -> Tool:
     description = tool.description
     cleaned = replace(
         tool,
-        name=cleaning.whole(tool.name),
+        name=cleaning.label(tool.name),
         description=cleaning.whole(description) if description else description,
         parameters=_same_or(tool.parameters, cleaning),
     )
@@ -172,7 +172,8 @@ def _mapped_message(message: Message, cleaning: Cleaning) -> Message:
     content = clean(message.content)
     name = clean(message.name) if message.name else message.name
     calls = tuple(
-        replace(call, name=clean(call.name), arguments=clean(call.arguments)) for call in message.tool_calls
+        replace(call, name=cleaning.label(call.name), arguments=clean(call.arguments))
+        for call in message.tool_calls
     )
     parts = message.parts
     if parts:
@@ -207,7 +208,7 @@ def _mapped_part(part: Part, cleaning: Cleaning) -> Part:
     if isinstance(part, OpaquePart):
         value = _same_or(part.value, cleaning)
         return part if value is part.value else replace(part, value=value)
-    if isinstance(part, ImagePart) and part.url and (url := cleaning.whole(part.url)) != part.url:
+    if isinstance(part, ImagePart) and part.url and (url := cleaning.label(part.url)) != part.url:
         return replace(part, url=url)
     return part
 
@@ -221,7 +222,7 @@ def _mapped_json(value: object, cleaning: Cleaning) -> Any:
         unread = _SIGNED if fields.get("type") == "text" else _SIGNED | _DATA
         cleaned: dict[str, Any] = {}
         for name, each in fields.items():
-            as_named = cleaning.name(name)
+            as_named = cleaning.label(name)
             while as_named in cleaned:  # two names of which the same is left
                 as_named += "_"
             if name in unread and isinstance(each, str):
