@@ -106,7 +106,10 @@ def _check_cascade(name: str, route: RouteSettings, findings: Findings) -> None:
     cascade = route.cascade
     if cascade is None:
         return
-    findings.attempt(lambda: check_cascade(cascade))
+    try:
+        check_cascade(cascade)
+    except ConfigurationError as error:
+        findings.errors.append(f"routes.{name}.cascade: {error}")
     if (cascade.pattern is None) == ("regex" in cascade.on):
         findings.warnings.append(
             f'routes.{name}.cascade checks no pattern: that takes both a pattern and "regex" in its list on.'

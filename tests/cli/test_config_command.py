@@ -96,7 +96,7 @@ def test_every_mistake_is_named_by_its_path(file: Path) -> None:
             "in a circle: a -> b -> a",
         ),
         ('[routes.a]\ntargets=[{model="b", weight=0}]\n', "weight 0"),
-        ('[routes.a]\ntargets=[{model="b"}]\ncascade={to="c", pattern="("}\n', "routes.a.cascade.pattern"),
+        ('[routes.a]\ntargets=[{model="b"}]\ncascade={to="c", pattern="("}\n', "routes.a.cascade: "),
         (
             '[routes.a]\ntargets=[{model="b"}]\ncascade={to="c", classifier="no.such:thing"}\n',
             "cannot be loaded",

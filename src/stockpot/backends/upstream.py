@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from stockpot.backends.sse_reader import BrokenStream, SseReader
 from stockpot.backends.upstream_errors import Failures
@@ -154,7 +155,11 @@ class Upstream:
                 else session.post(target, data=body, headers=headers, allow_redirects=False)
             )
         except (ClientError, OSError, ValueError) as error:
+            limits.close()
             raise self.fail.of_exchange(error, answering=False) from error
+        except BaseException:
+            limits.close()
+            raise
         exchange = Exchange(response, limits, self.fail)
         self._responses.add(response)
         try:
@@ -165,6 +170,7 @@ class Upstream:
                 raise self.fail.error("format", "compressed its answer, though it was asked not to.")
             yield exchange
         finally:
+            limits.close()
             self._responses.discard(response)
             self._finish(response, reusable=exchange.complete)
 
@@ -234,7 +240,11 @@ class Exchange:
         from aiohttp import ClientError
 
         try:
-            piece = await self._limits.hold(self._response.content.readany())
+            content = self._response.content
+            # A short answer has come with its head: nothing is to be waited for, so no timer is needed.
+            piece = content.read_nowait()
+            if not piece and not content.at_eof():
+                piece = await self._limits.hold(content.readany())
         except (ClientError, OSError) as error:
             raise self._fail.of_exchange(error, answering=self._answering) from error
         if piece:
@@ -247,7 +257,11 @@ class Exchange:
 
 class _Limits:
     """How long the next piece may take: the first byte, then the silence between pieces, and the deadline of
-    the whole."""
+    the whole.
+
+    One timer serves all waits of an exchange: when it fires, it looks whether the wait of now is due, and is
+    set anew where not. A timer for each wait would cost a stream more than reading its pieces does.
+    """
 
     def __init__(
         self,
@@ -262,9 +276,20 @@ class _Limits:
         self._idle_s = idle_s
         self._first_byte_at_s: float | None = first_byte_at_s
         self._deadline_at_s = deadline_at_s
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._fires_at_s = self._due_s = math.inf  # by the loop's clock
+        self._waiting: asyncio.Task[Any] | None = None
+        self._expired = False
 
     def piece_came(self) -> None:
         self._first_byte_at_s = None
+
+    def close(self) -> None:
+        """Nothing is waited for any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     async def hold(self, awaited: Awaitable[T]) -> T:
         """Await it within the time that is left. Raises UpstreamError or DeadlineExceeded."""
@@ -272,19 +297,49 @@ class _Limits:
         first_at_s = self._first_byte_at_s
         left_s = self._idle_s if first_at_s is None else first_at_s - now_s
         deadline_s = None if self._deadline_at_s is None else self._deadline_at_s - now_s
-        timer = asyncio.timeout(left_s if deadline_s is None else min(left_s, deadline_s))
+        is_deadline = deadline_s is not None and deadline_s <= left_s
+        if deadline_s is not None and is_deadline:
+            left_s = deadline_s
+        self._due_s = self._loop.time() + left_s
+        if self._due_s < self._fires_at_s:
+            self._set(left_s)
+        task = self._waiting = asyncio.current_task()
+        assert task is not None
+        cancellations = task.cancelling()
         try:
-            async with timer:
-                return await awaited
-        except TimeoutError as error:
-            if not timer.expired():
-                raise  # of the connection
-            if deadline_s is not None and deadline_s <= left_s:
+            return await awaited
+        except BaseException as error:
+            # As asyncio.timeout does it: only the cancellation asked for here is turned into an error.
+            if not (
+                self._expired
+                and task.uncancel() <= cancellations
+                and isinstance(error, asyncio.CancelledError)
+            ):
+                raise
+            if is_deadline:
                 raise DeadlineExceeded(
                     "The request's deadline passed before its answer was complete; allow it more time."
                 ) from error
             waited = "no byte of an answer" if first_at_s is not None else "no further piece of its answer"
             raise self._fail.error("timeout", f"sent {waited} in time; try again.") from error
+        finally:
+            self._waiting = None
+
+    def _set(self, left_s: float) -> None:
+        self.close()
+        self._fires_at_s = self._loop.time() + left_s
+        self._timer = self._loop.call_later(max(left_s, 0.0), self._fired)
+
+    def _fired(self) -> None:
+        self._timer, self._fires_at_s = None, math.inf
+        if self._waiting is None:
+            return  # the next wait sets it
+        left_s = self._due_s - self._loop.time()
+        if left_s > 0:
+            self._set(left_s)
+        else:
+            self._expired = True
+            self._waiting.cancel()
 
 
 async def _drain(response: ClientResponse) -> None:

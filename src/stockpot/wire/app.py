@@ -29,6 +29,7 @@ from stockpot.wire.edge import Edge
 from stockpot.wire.errors import on_http_exception, on_stockpot_error
 from stockpot.wire.identity import Identity
 from stockpot.wire.service import Service
+from stockpot.wire.straight import Straight
 
 
 def create_app(
@@ -44,13 +45,22 @@ def application(service: Service) -> FastAPI:
     # Bodies are read and checked by `body`, not declared to FastAPI: its own OpenAPI document would be wrong,
     # `openapi` writes ours.
     app = FastAPI(
-        title="Stockpot", version=__version__, openapi_url=None, docs_url=None, redirect_slashes=False
+        title="Stockpot",
+        version=__version__,
+        openapi_url=None,
+        docs_url=None,
+        redirect_slashes=False,
+        # Traces and metrics are ours (`telemetry`). FastAPI's own would tell all of it twice where a provider
+        # is set for the whole process, and look for one with each request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
+    busiest = [
+        part.router(service)
+        for part in (routes_generation, routes_anthropic, routes_responses, routes_embeddings)
+    ]
+    for router in busiest:
+        app.include_router(router)
     for part in (
-        routes_generation,
-        routes_anthropic,
-        routes_responses,
-        routes_embeddings,
         routes_models,
         routes_accounts,
         routes_keys,
@@ -62,6 +72,11 @@ def application(service: Service) -> FastAPI:
     app.add_exception_handler(StockpotError, on_stockpot_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_middleware(
+        Straight,
+        routes=[route for router in busiest for route in router.routes],
+        handlers={StockpotError: on_stockpot_error, ClientDisconnect: _on_disconnect},
+    )
     app.add_middleware(Edge, metrics=service.metrics, clock=service.clock)
     return app
 

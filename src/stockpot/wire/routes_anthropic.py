@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-
 import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -14,6 +12,7 @@ from stockpot.wire.anthropic_translate import counted_request, messages_request
 from stockpot.wire.arrival import arrival_of, check_model
 from stockpot.wire.body import read_shape
 from stockpot.wire.delivery import CollectedAnswer, StreamedAnswer
+from stockpot.wire.edge import new_id
 from stockpot.wire.errors import json_response
 from stockpot.wire.service import Service
 from stockpot.wire.shapes_anthropic import MessagesShape, PromptShape
@@ -32,7 +31,7 @@ def router(service: Service) -> APIRouter:
 
     async def messages(request: Request) -> Response:
         # Made here, not taken from the client's X-Request-Id: backends may rely on its being unique.
-        answer_id = f"msg_{uuid.uuid4().hex}"
+        answer_id = f"msg_{new_id()}"
         arrival = await arrival_of(service, request, answer_id)
         shape = await read_shape(request, MessagesShape, {}, server)
         events = service.backend.generate(messages_request(shape, arrival))
@@ -43,7 +42,7 @@ def router(service: Service) -> APIRouter:
         return CollectedAnswer(events, collector, dialect="anthropic")
 
     async def count_tokens(request: Request) -> Response:
-        arrival = await arrival_of(service, request, f"count_{uuid.uuid4().hex}")
+        arrival = await arrival_of(service, request, f"count_{new_id()}")
         shape = await read_shape(request, PromptShape, {}, server)
         check_model(arrival.caller, shape.model)
         counted = counted_request(shape, arrival)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import uuid
 from collections.abc import Sequence
 from typing import Literal, cast
 
@@ -18,6 +17,7 @@ from stockpot.requests import EmbeddingRequest, Embeddings, Generation
 from stockpot.wire.arrival import arrival_of, label_of, session_of
 from stockpot.wire.body import read_extensible
 from stockpot.wire.disconnect import ClientGone, while_connected
+from stockpot.wire.edge import new_id
 from stockpot.wire.errors import json_response
 from stockpot.wire.service import Service
 from stockpot.wire.shapes_embeddings import EmbeddingsShape
@@ -52,7 +52,7 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter()
 
     async def embeddings(request: Request) -> Response:
-        arrival = await arrival_of(service, request, f"embd-{uuid.uuid4().hex}")
+        arrival = await arrival_of(service, request, f"embd-{new_id()}")
         shape, extras = await read_extensible(request, EmbeddingsShape, service.settings.server)
         if shape.timeout is not None and shape.timeout > arrival.longest_s:
             raise RequestError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,6 +11,7 @@ from stockpot.wire.body import read_extensible
 from stockpot.wire.chat_answer import ChatCollector, ChatNarrator
 from stockpot.wire.completion_answer import CompletionCollector, CompletionNarrator
 from stockpot.wire.delivery import CollectedAnswer, StreamedAnswer
+from stockpot.wire.edge import new_id
 from stockpot.wire.service import Service
 from stockpot.wire.shapes_chat import ChatShape
 from stockpot.wire.shapes_common import GenerationShape
@@ -27,7 +26,7 @@ def router(service: Service) -> APIRouter:
 
     async def chat(request: Request) -> Response:
         # Made here, not taken from the client's X-Request-Id: backends may rely on its being unique.
-        answer_id = f"chatcmpl-{uuid.uuid4().hex}"
+        answer_id = f"chatcmpl-{new_id()}"
         arrival = await arrival_of(service, request, answer_id)
         shape, extras = await read_extensible(request, ChatShape, server)
         wanted = chat_request(shape, arrival, extras)
@@ -47,7 +46,7 @@ def router(service: Service) -> APIRouter:
         return CollectedAnswer(events, collector)
 
     async def completion(request: Request) -> Response:
-        answer_id = f"cmpl-{uuid.uuid4().hex}"
+        answer_id = f"cmpl-{new_id()}"
         arrival = await arrival_of(service, request, answer_id)
         shape, extras = await read_extensible(request, CompletionShape, server)
         wanted = completion_request(shape, arrival, extras)

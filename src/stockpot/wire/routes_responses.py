@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,6 +10,7 @@ from stockpot.errors import RequestError
 from stockpot.wire.arrival import arrival_of
 from stockpot.wire.body import read_shape
 from stockpot.wire.delivery import CollectedAnswer, StreamedAnswer
+from stockpot.wire.edge import new_id
 from stockpot.wire.responses_answer import ResponseCollector, ResponseNarrator, response_begun
 from stockpot.wire.responses_translate import responses_request, wants_logprobs
 from stockpot.wire.service import Service
@@ -32,7 +31,7 @@ def router(service: Service) -> APIRouter:
 
     async def create(request: Request) -> Response:
         # Made here, not taken from the client's X-Request-Id: backends may rely on its being unique.
-        answer_id = f"resp_{uuid.uuid4().hex}"
+        answer_id = f"resp_{new_id()}"
         arrival = await arrival_of(service, request, answer_id)
         shape = await read_shape(request, ResponsesShape, {}, server)
         wanted = responses_request(shape, arrival)
