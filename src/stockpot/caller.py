@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,23 @@ class Limits:
     usd_per_month: float | None = None
 
     def __bool__(self) -> bool:
-        return any(getattr(self, field.name) is not None for field in fields(self))
+        # Spelt out: it is asked several times for each request.
+        return self.requests_per_minute is not None or self.concurrency is not None or self.count_tokens
+
+    @property
+    def count_tokens(self) -> bool:
+        """Whether one of them is about tokens, or money, which depends on them."""
+        return (
+            self.tokens_per_minute is not None
+            or self.tokens_per_day is not None
+            or self.tokens_per_month is not None
+            or self.count_money
+        )
+
+    @property
+    def count_money(self) -> bool:
+        """Whether one of them is about money."""
+        return self.usd_per_day is not None or self.usd_per_month is not None
 
 
 @dataclass(frozen=True, slots=True)

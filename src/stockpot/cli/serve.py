@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 import sys
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from stockpot.telemetry.logs import LogLevel
 
 _SWITCH_INTERVAL_S = 0.0005
+_GC_THRESHOLDS = (20_000, 20, 50)
+"""Requests leave hardly any cycles; with Python's defaults a request of the gateway paid for several
+passes."""
 
 
 def register(app: typer.Typer) -> None:
@@ -146,10 +150,12 @@ def _serve(config: Path | None, overrides: dict[str, Any], log_level: LogLevel) 
     since = print_of(config_path(config))
     settings = load_settings(config, **overrides)
     configure_logging(log_level, settings.telemetry.log_format)
-    # After each decode the engine's thread must have the interpreter back quickly; Python's default lets the
-    # event loop keep it for 5 ms, several times a decode step of a small model. Concerns the whole process,
-    # so it is set here and nowhere in the library.
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    # These concern the whole process, so they are set here and nowhere in the library.
+    if settings.engine.enabled:
+        # After each decode the engine's thread must have the interpreter back quickly; Python's default lets
+        # the event loop keep it for 5 ms, several times a decode step of a small model.
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    gc.set_threshold(*_GC_THRESHOLDS)
     console = Console()
     with listen(settings.server.host, settings.server.port) as listener, ExitStack() as stack:
         runtime = None
@@ -194,6 +200,8 @@ async def _run(
             trusted_proxies=settings.server.trusted_proxies,
         )
         watch.start()
+        gc.collect()
+        gc.freeze()  # what is there now stays: passes need not look at it
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, watch.request)
         _print_banner(runtime, serving, settings.server.host, listener.getsockname()[1], console)
         await server.serve([listener])

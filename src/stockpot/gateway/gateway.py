@@ -11,7 +11,6 @@ from typing import Any, TypeVar, cast
 from stockpot.allowances.allowance import NOTHING_HELD, Allowances, Claim, Hold, Spent
 from stockpot.backends.backend import Backend, Health, Load, ModelCard
 from stockpot.backends.cache_admin import CacheAdmin
-from stockpot.caller import Limits
 from stockpot.clock import Clock
 from stockpot.errors import ShuttingDown, UnknownModel, UnsupportedField
 from stockpot.events import Completed, Delivery, Event
@@ -73,7 +72,6 @@ class Gateway(Backend):
         self._observers = tuple(observers)
         self._spans = spans
         self._clock = clock
-        self._settling: set[asyncio.Task[None]] = set()  # bounded: one for each request that has just ended
         self._running = 0
         self._accepts = False
         self._idle = asyncio.Event()
@@ -94,8 +92,6 @@ class Gateway(Backend):
         self._accepts = False
         if drain:
             await self._idle.wait()
-        if self._settling:
-            await asyncio.wait(set(self._settling))
 
     def generate(self, request: ChatRequest | CompletionRequest) -> AsyncGenerator[Event]:
         return self._run(self._course, request)
@@ -180,14 +176,14 @@ class Gateway(Backend):
         try:
             return cast(R, await course.guards.check_input(request, journey.notices)), hold
         except BaseException:
-            self._settle(hold, Spent(0, 0))
+            self._allowances.settle_soon(hold, Spent(0, 0))
             raise
 
     def _claim(self, course: Course, request: R, plan: RoutePlan, journey: Journey) -> tuple[R, Claim]:
         settings = course.allowances
         generation = request.generation
-        limits = (generation.caller.limits, generation.caller.team_limits)
-        if not isinstance(request, EmbeddingRequest) and any(map(_counts_tokens, limits)):
+        ours, teams = generation.caller.limits, generation.caller.team_limits
+        if not isinstance(request, EmbeddingRequest) and (ours.count_tokens or teams.count_tokens):
             request = cast(R, with_output_bound(request, settings.output_tokens_assumed, journey.notices))
         # Each try a guard asks for may be a cascade's two answers, and each of those be hedged. Retries are
         # not among them: they are few (retry_budget), fewer are billed, and those are settled afterwards.
@@ -195,7 +191,7 @@ class Gateway(Backend):
         prompt = prompt_bound_tokens(request, settings.bytes_per_token)
         output = completion_bound_tokens(request)
         nanousd = 0
-        if any(each.usd_per_day is not None or each.usd_per_month is not None for each in limits):
+        if ours.count_money or teams.count_money:
             nanousd = self._cost_bound(course, plan, prompt, output, generation.deadline_s or 0.0)
         return request, Claim(generation.request_id, (prompt + output) * answers, nanousd * answers)
 
@@ -238,7 +234,7 @@ class Gateway(Backend):
             account.price(course.pricing)
             record = account.record()
             tokens = record.prompt_tokens + record.completion_tokens
-            self._settle(hold, Spent(tokens, record.cost.nanousd))
+            self._allowances.settle_soon(hold, Spent(tokens, record.cost.nanousd))
             span.end(record)
             for observer in self._observers:
                 observer.observe_request(record)
@@ -246,13 +242,6 @@ class Gateway(Backend):
             self._running -= 1
             if not self._running:
                 self._idle.set()
-
-    def _settle(self, hold: Hold, spent: Spent) -> None:
-        if hold.order is None:
-            return
-        task = asyncio.ensure_future(self._allowances.settle(hold, spent))
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
 
     def models(self) -> tuple[ModelCard, ...]:
         """All names a client may give: the routes' first, with the facts of the model they lead to."""
@@ -315,16 +304,3 @@ class Gateway(Backend):
 def _asking(model: str) -> ChatRequest:
     """A request for `model` by nobody in particular, to be routed and never sent."""
     return ChatRequest(Generation(model, "routing"), ())
-
-
-def _counts_tokens(limits: Limits) -> bool:
-    return any(
-        value is not None
-        for value in (
-            limits.tokens_per_minute,
-            limits.tokens_per_day,
-            limits.tokens_per_month,
-            limits.usd_per_day,
-            limits.usd_per_month,
-        )
-    )
