@@ -8,6 +8,7 @@ twice counts once.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections import deque
@@ -29,6 +30,8 @@ _LOG = logging.getLogger(__name__)
 _GATHER_S = 0.4
 """How long rows are gathered, from the first on; with the time to write them, under a second."""
 _BATCH_ROWS = 1_000
+_VARIABLES_MAX = 20_000
+"""Of one statement; SQLite takes 32,766 (its "Implementation Limits")."""
 _IDLE_S = 5.0
 _PRUNE_EVERY_S = 3_600.0
 _PRUNE_ROWS = 2_000
@@ -74,8 +77,8 @@ class Ledger:
         self._up_again_s: float | None = None  # None: the database is up, as far as is known
         self._recovered = False
         self._prune_at_s = self._clock.monotonic()
-        self._insert = _statement(database, "requests", COLUMNS)
-        self._insert_tags = _statement(database, "request_tags", ("request_id", "tag", "at"))
+        self._insert = _Insertion(database, "requests", COLUMNS)
+        self._insert_tags = _Insertion(database, "request_tags", ("request_id", "tag", "at"))
         self._thread = threading.Thread(target=self._run, name="stockpot-ledger", daemon=True)
         self._thread.start()
 
@@ -214,10 +217,8 @@ class Ledger:
         return len(rows)
 
     def _insert_into(self, connection: Connection, rows: Sequence[Row]) -> None:
-        connection.exec_driver_sql(self._insert, list(rows))
-        tags = [tag for row in rows for tag in tag_rows(row)]
-        if tags:
-            connection.exec_driver_sql(self._insert_tags, tags)
+        self._insert.into(connection, rows)
+        self._insert_tags.into(connection, [tag for row in rows for tag in tag_rows(row)])
 
     def _may_try(self) -> bool:
         return self._up_again_s is None or self._clock.monotonic() >= self._up_again_s
@@ -270,8 +271,32 @@ class Ledger:
         self._prune_at_s = self._clock.monotonic() + _PRUNE_EVERY_S
 
 
-def _statement(database: Database, table: str, columns: Sequence[str]) -> str:
-    """An insertion in the driver's own words: through SQLAlchemy a row takes several times as long."""
-    mark = "?" if database.is_sqlite else "%s"
-    names, marks = ", ".join(columns), ", ".join(mark for _ in columns)
-    return f"INSERT INTO {table} ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING"
+class _Insertion:
+    """An insertion in the driver's own words: through SQLAlchemy a row takes several times as long.
+
+    SQLite is given many rows in one statement. It lets go of the interpreter for each statement, and to have
+    it back beside a busy event loop takes up to the switch interval: row by row was slower than requests
+    came.
+    """
+
+    def __init__(self, database: Database, table: str, columns: Sequence[str]) -> None:
+        mark = "?" if database.is_sqlite else "%s"
+        self._head = f"INSERT INTO {table} ({', '.join(columns)}) VALUES "
+        self._row = f"({', '.join(mark for _ in columns)})"
+        self._tail = " ON CONFLICT DO NOTHING"
+        # A few sizes, so that the few statements are kept prepared: one of every size would fill memory.
+        rows_max = _VARIABLES_MAX // len(columns) if database.is_sqlite else 0
+        self._sizes = [size for size in (256, 64, 16, 4, 1) if size <= rows_max]
+
+    def into(self, connection: Connection, rows: Sequence[Sequence[object]]) -> None:
+        if not self._sizes:
+            if rows:
+                connection.exec_driver_sql(self._head + self._row + self._tail, [tuple(row) for row in rows])
+            return
+        start = 0
+        while start < len(rows):
+            size = next(size for size in self._sizes if size <= len(rows) - start)
+            text = self._head + ", ".join([self._row] * size) + self._tail
+            some = rows[start : start + size]
+            connection.exec_driver_sql(text, tuple(itertools.chain.from_iterable(some)))
+            start += size

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stockpot.telemetry.logs import LogLevel
 
 _SWITCH_INTERVAL_S = 0.0005
-_GC_THRESHOLDS = (20_000, 20, 50)
+_GC_THRESHOLDS = (10_000, 10, 10)
 """Requests leave hardly any cycles; with Python's defaults a request of the gateway paid for several
 passes."""
 
