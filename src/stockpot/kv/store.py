@@ -198,11 +198,13 @@ class KVStore:
 
     def write(self, scope: Scope, key: TokenKey, blocks: Sequence[tuple[Span, bytes]], labels: Labels) -> int:
         """Keep exported blocks (those `missing` named, or the first of them). The blocks kept: fewer than
-        given where nothing older may go."""
+        given where nothing older may go, or where what they continue went to make room."""
         kept: list[Block] = []
         for span, data in blocks:
             segment = _segment_at(scope.segments(key), span)
             parent, at = self._tree.walk(segment)
+            if parent.end < span.start and kept:
+                break  # what it continues had to go for blocks of this very prompt: RAM is that small
             if parent.end != span.start:
                 raise ValueError(
                     f"the block at {span.start} does not continue what is kept up to {parent.end}"

@@ -154,7 +154,9 @@ def _responses(operation: Operation) -> Json:
         if operation.answer is not None:
             content["application/json"] = {"schema": _answer(operation.answer)}
         if operation.text:
-            content[operation.text] = {"schema": {"type": "string"}}
+            # Of a stream some take the schema to be an event's, others the text's: none holds for both.
+            is_stream = operation.text == "text/event-stream"
+            content[operation.text] = {"schema": {} if is_stream else {"type": "string"}}
         responses[str(operation.success)] = _response(operation.success, content)
     for status in sorted({*operation.refusals, 500}):
         body = "AnthropicErrorBody" if operation.dialect == "anthropic" else "ErrorBody"
