@@ -7,11 +7,9 @@ from typing import Any
 
 import msgspec
 
+from stockpot.backends.prompt_estimate import tokens_of
 from stockpot.backends.upstream_errors import Failures
 from stockpot.events import CacheTier, Delta, Event, Finished, FinishReason, Started, ToolCallDelta, Usage
-
-CHARACTERS_PER_TOKEN = 4
-"""Where nothing was said of a prompt or an answer, as when its stream was cut off."""
 
 _REASONS: Mapping[str, FinishReason] = {
     "end_turn": "stop",
@@ -161,8 +159,8 @@ class AnthropicParser:
         if told.input_tokens is not None and told.output_tokens is not None and self._finished:
             return Usage(prompt, self._cached(), told.output_tokens, promised)
         if told.input_tokens is None:
-            prompt = -(-self._prompt_characters // CHARACTERS_PER_TOKEN)
-        written = max(told.output_tokens or 0, -(-self._characters // CHARACTERS_PER_TOKEN))
+            prompt = tokens_of(self._prompt_characters)
+        written = max(told.output_tokens or 0, tokens_of(self._characters))
         return Usage(prompt, self._cached(), written, promised, estimated=True)
 
     def _count(self, told: _Usage | None) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from stockpot.backends.prompt_estimate import tokens_of
 from stockpot.backends.upstream_errors import Failures
 from stockpot.events import (
     CacheTier,
@@ -20,9 +21,6 @@ from stockpot.events import (
     ToolCallDelta,
     Usage,
 )
-
-CHARACTERS_PER_TOKEN = 4
-"""Where a backend does not say how long a text is."""
 
 _REASONS: Mapping[str, FinishReason] = {
     "stop": "stop",
@@ -189,9 +187,9 @@ class OpenAIParser:
         told = self._usage
         if told is None or told.completion_tokens is None:
             prompt = told.prompt_tokens if told is not None else 0
-            prompt = prompt or -(-self._prompt_characters // CHARACTERS_PER_TOKEN)
+            prompt = prompt or tokens_of(self._prompt_characters)
             # Streams come a token at a time, mostly.
-            written = -(-self._characters // CHARACTERS_PER_TOKEN) if self._in_one_piece else self._deltas
+            written = tokens_of(self._characters) if self._in_one_piece else self._deltas
             return Usage(prompt, self._cached(), written, estimated=True)
         promised: dict[int, int] | None = None
         if (creation := told.cache_creation) is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -82,11 +82,10 @@ def _opaque(message: Message) -> Iterable[OpaquePart]:
     return (part for part in message.parts if isinstance(part, OpaquePart))
 
 
-def _text_tokens(text: object, bytes_per_token: float) -> int:
+def _text_tokens(text: str | Sequence[int], bytes_per_token: float) -> int:
     if isinstance(text, str):
         return math.ceil(_bytes(text) / bytes_per_token) + _TURN_TOKENS
-    assert hasattr(text, "__len__")
-    return len(text) + _TURN_TOKENS  # type: ignore[arg-type]
+    return len(text) + _TURN_TOKENS
 
 
 def _json_bytes(value: object) -> int:

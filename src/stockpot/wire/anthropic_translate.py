@@ -43,8 +43,8 @@ from stockpot.wire.shapes_anthropic import (
     TurnShape,
     UrlSource,
 )
-from stockpot.wire.shapes_common import DOCUMENT_TAG, TTL_S, CacheControl
-from stockpot.wire.translate import BOUNDARIES_MAX
+from stockpot.wire.shapes_common import CacheControl
+from stockpot.wire.translate import BOUNDARIES_MAX, boundary_of
 
 
 def messages_request(shape: MessagesShape, arrival: Arrival) -> ChatRequest:
@@ -143,18 +143,7 @@ class _Prompt:
         self.boundaries: list[CacheBoundary] = []
 
     def mark(self, control: CacheControl, message: int, characters: int | None) -> None:
-        tags = set(control.tags or ())
-        if control.document is not None:
-            tags.add(DOCUMENT_TAG + control.document)
-        self.boundaries.append(
-            CacheBoundary(
-                message,
-                characters,
-                ttl_s=TTL_S[control.ttl or "5m"],
-                shared=control.scope == "shared",
-                tags=frozenset(tags),
-            )
-        )
+        self.boundaries.append(boundary_of(control, message, characters))
 
     def system(self, content: str | Sequence[TextBlock]) -> None:
         pieces = _Pieces()

@@ -99,7 +99,7 @@ def completion_request(
         output_format=OutputFormat(),
         logprobs=shape.logprobs,
     )
-    boundary = shape.cache_control and _boundary(shape.cache_control, 0, None)
+    boundary = shape.cache_control and boundary_of(shape.cache_control, 0, None)
     return CompletionRequest(
         generation, shape.prompt, echo=bool(shape.echo), boundaries=(boundary,) if boundary else ()
     )
@@ -192,7 +192,7 @@ def _tool_choice(shape: ToolChoiceShape | None, tools: Sequence[ToolShape]) -> T
 def _boundaries(shapes: Sequence[MessageShape], tools: Sequence[ToolShape] = ()) -> tuple[CacheBoundary, ...]:
     """The boundaries of tools and messages, in order. Raises RequestError for more than `BOUNDARIES_MAX`."""
     found = [
-        _boundary(tool.cache_control, TOOLS, place)
+        boundary_of(tool.cache_control, TOOLS, place)
         for place, tool in enumerate(tools)
         if tool.cache_control is not None
     ]
@@ -202,9 +202,9 @@ def _boundaries(shapes: Sequence[MessageShape], tools: Sequence[ToolShape] = ())
             if part.type == "text":
                 characters += len(part.text or "")
             if part.cache_control is not None:
-                found.append(_boundary(part.cache_control, index, characters))
+                found.append(boundary_of(part.cache_control, index, characters))
         if shape.cache_control is not None:
-            found.append(_boundary(shape.cache_control, index, None))
+            found.append(boundary_of(shape.cache_control, index, None))
     if len(found) > BOUNDARIES_MAX:
         raise RequestError(
             f"The messages have {len(found)} boundaries ('cache_control'); send at most {BOUNDARIES_MAX}.",
@@ -213,7 +213,8 @@ def _boundaries(shapes: Sequence[MessageShape], tools: Sequence[ToolShape] = ())
     return tuple(found)
 
 
-def _boundary(control: CacheControl, message: int, characters: int | None) -> CacheBoundary:
+def boundary_of(control: CacheControl, message: int, characters: int | None) -> CacheBoundary:
+    """What a `cache_control` at this place asks for; see `CacheBoundary` for the place."""
     tags = set(control.tags or ())
     if control.document is not None:
         tags.add(DOCUMENT_TAG + control.document)
