@@ -13,11 +13,12 @@ DOCUMENT = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 # A room may import the rooms below it in this list, and those on its own line.
 STOREYS = (
     {"cli", "bench"},
-    {"serving", "config_watch", "config_check", "config_show"},
+    {"serving", "serving_recall", "config_watch", "config_check", "config_show"},
     {"runtime"},
     {"wire"},
     {"telemetry"},
     {"gateway"},
+    {"recall"},
     {"routing"},
     {"guards", "allowances", "identity"},
     {"accounts"},
@@ -27,7 +28,7 @@ STOREYS = (
     {"records"},
     {"requests", "events"},
     {"settings"},
-    {"settings_gateway", "settings_guards", "settings_telemetry", "settings_problems"},
+    {"settings_gateway", "settings_guards", "settings_recall", "settings_telemetry", "settings_problems"},
     {"settings_types", "caller", "errors", "clock"},
 )
 

@@ -12,16 +12,19 @@ from stockpot import __version__
 from stockpot.accounts.database import Database
 from stockpot.accounts.prices import PriceBook
 from stockpot.allowances.redis_store import RedisStore
+from stockpot.clock import SystemClock
 from stockpot.errors import ConfigurationError, StockpotError
 from stockpot.gateway.cascade import check_cascade
 from stockpot.guards.counts import GuardCounts
 from stockpot.guards.guards import open_guards
 from stockpot.kv.envelope import Sealing
 from stockpot.kv.service import redis_options
+from stockpot.recall.open_store import open_store
 from stockpot.routing.router import Router
 from stockpot.settings import Settings
 from stockpot.settings_gateway import RouteSettings
 from stockpot.settings_problems import nearest, unknown_variables
+from stockpot.settings_recall import RecallSettings
 from stockpot.telemetry.tracing import open_spans
 
 OTHER_VARIABLES = ("STOCKPOT_ADMIN_KEY",)
@@ -54,7 +57,7 @@ class _Named:
 
 def check(settings: Settings, referred: Iterable[str] = ()) -> Findings:
     """All that is wrong, or probably. `referred` are variables secrets refer to. Loads the functions that
-    settings name (classifiers), as the server does."""
+    settings name (classifiers, verifiers), as the server does."""
     findings = Findings()
     if not settings.engine.enabled and not settings.backends:
         findings.errors.append(
@@ -65,6 +68,7 @@ def check(settings: Settings, referred: Iterable[str] = ()) -> Findings:
     _check_state(settings, findings)
     _check_access(settings, findings)
     _check_prices(settings, findings)
+    _check_recall(settings, findings)
     findings.warnings += unknown_variables(Settings, "STOCKPOT_", (*OTHER_VARIABLES, *referred))
     return findings
 
@@ -204,6 +208,63 @@ def _check_prices(settings: Settings, findings: Findings) -> None:
                 f" budgets ({_listed(f'teams.{each}' for each in limited)}) do not count it. Give the backend"
                 " prices, hardware or a provider."
             )
+
+
+def _check_recall(settings: Settings, findings: Findings) -> None:
+    recall = settings.recall
+    if not recall.enabled:
+        if recall != RecallSettings():
+            findings.warnings.append(
+                "[recall] is set, and nothing is kept: set recall.exact, or recall.semantic.mode."
+            )
+        return
+    if recall.store is not None:
+        findings.attempt(lambda: open_store(recall, settings.data_dir, SystemClock()))
+    if recall.scope == "key" and not settings.accounts.enabled and not settings.access.tenants:
+        findings.warnings.append(
+            'recall.scope is "key", and there can be no keys: accounts.enabled is false, and there are no'
+            " [access.tenants]. Nothing is kept."
+        )
+    models, silent = known_models(settings)
+    wanted = [("models", model) for model in recall.models or ()]
+    wanted += [("versions", model) for model in recall.versions]
+    if recall.semantic.mode != "off":
+        _check_semantic(recall, findings)
+        named = {"judge": recall.semantic.judge, "embedding_model": recall.semantic.embedding_model}
+        wanted += [(f"semantic.{name}", model) for name, model in named.items() if model is not None]
+    for name, model in wanted:
+        served = models if name == "versions" else {*models, *settings.routes}
+        if model not in served and not silent:
+            findings.warnings.append(
+                f"recall.{name} names {model!r}, which is"
+                f" {'no model' if name == 'versions' else 'neither a model nor a route'} here"
+                f"{nearest(model, served)}"
+            )
+
+
+def _check_semantic(recall: RecallSettings, findings: Findings) -> None:
+    semantic = recall.semantic
+    if semantic.verifier is not None:
+        # Imported where it is wanted, for its libraries.
+        from stockpot.recall.semantic import load_verifier
+
+        verifier = semantic.verifier
+        findings.attempt(lambda: load_verifier(verifier))
+    if not recall.sampled:
+        findings.warnings.append(
+            "recall.semantic looks up no request that is drawn at random, and most chats are: a temperature"
+            " above 0, or none, and no seed. Set recall.sampled = true if any answer to them will do."
+        )
+    if semantic.mode == "on" and semantic.audit_share == 0:
+        findings.warnings.append(
+            "recall.semantic.audit_share is 0: no answer that is given is ever checked: nothing shows when"
+            " more of them are wrong than max_error."
+        )
+    if semantic.index_url is not None and recall.store is None:
+        findings.warnings.append(
+            "recall.semantic.index_url is shared by all nodes, recall.store is not: each node removes what"
+            " the others keep from the index. Give a redis:// store, unless this is the only node."
+        )
 
 
 def _leads_to(route: RouteSettings) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ HIDDEN = "********"
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _URL_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):(\S*)@")
 _URL_QUERY = re.compile(r"(?i)([?&][^=&\s]*(?:key|token|secret|password|sig)[^=&\s]*=)[^&\s]*")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,30}://")
 _REFERENCE = re.compile(r"(?:env|file):.")
 
 
@@ -116,7 +117,9 @@ def _plain(value: object) -> Any:
     """As JSON knows it, without secrets. Of sections in a list, what is not the default."""
     match value:
         case SecretStr():
-            plain: Any = HIDDEN
+            # What kind of store it is, say, is no secret, and a setting may be none without it.
+            scheme = _SCHEME.match(value.get_secret_value())
+            plain: Any = HIDDEN if scheme is None else f"{scheme[0]}{HIDDEN}"
         case BaseModel():
             plain = {
                 field.alias or name: _plain(getattr(value, name))

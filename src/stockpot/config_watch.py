@@ -31,6 +31,10 @@ RESTART_SECTIONS = (
 )
 """What is made once, when a server starts. Everything else can be replaced while it runs."""
 
+_RECALL_PARTS = ("store", "capacity_bytes", "memory_bytes")
+_SEMANTIC_PARTS = ("embedding_model", "index_url")
+"""What the caches of answers open once."""
+
 FilePrint = tuple[int, int, int, int] | None
 """What tells one content of a file from another without reading it; None: there is no file."""
 
@@ -144,7 +148,25 @@ def changed(old: Settings, new: Settings) -> list[str]:
 
 def unreloadable(old: Settings, new: Settings) -> list[str]:
     """Dotted names of settings that differ and that only a restart puts into force."""
-    return [name for section in RESTART_SECTIONS for name in _differences(old, new, section)]
+    kept = reloadable(old, new)
+    return [name for section in Settings.model_fields for name in _differences(kept, new, section)]
+
+
+def reloadable(old: Settings, new: Settings) -> Settings:
+    """`new` as far as it can be put into force while a server runs by `old`; the rest as it is in `old`."""
+    kept: dict[str, object] = {name: getattr(old, name) for name in RESTART_SECTIONS}
+    before, after = old.recall, new.recall
+    if not before.enabled:
+        kept["recall"] = before
+    else:
+        semantic = {name: getattr(before.semantic, name) for name in _SEMANTIC_PARTS}
+        if before.semantic.mode == "off":
+            semantic["mode"] = "off"
+        parts = {name: getattr(before, name) for name in _RECALL_PARTS}
+        kept["recall"] = after.model_copy(
+            update={**parts, "semantic": after.semantic.model_copy(update=semantic)}
+        )
+    return new.model_copy(update=kept)
 
 
 def _differences(old: Settings, new: Settings, section: str) -> Generator[str]:

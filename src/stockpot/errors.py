@@ -23,6 +23,7 @@
         |-- BodyTooLarge             413
         |-- BodyTooSlow              408
         |-- QueueFull                429            with Retry-After
+        |-- NotCached                504            only a kept answer was wanted, and there is none
         `-- ShuttingDown             503            with Retry-After
 
 Every message is one sentence or two: what happened, with which value, and what to do next.
@@ -262,6 +263,13 @@ class BodyTooSlow(RequestError):
     code = "body_too_slow"
 
 
+class NotCached(RequestError):
+    """`Cache-Control: only-if-cached`, and no answer is kept (RFC 9111, 5.2.1.7)."""
+
+    status = 504
+    code = "not_cached"
+
+
 class QueueFull(RequestError):
     """The waiting queue is at its bound."""
 
@@ -295,6 +303,7 @@ _CAUSES: tuple[tuple[type[BaseException], FailureCause], ...] = (
     (AllowanceExceeded, "allowance"),
     (GuardRefused, "guard"),
     (UnknownModel, "not_found"),
+    (NotCached, "not_found"),
     (DeadlineExceeded, "deadline"),
     (QueueFull, "overloaded"),
     (ShuttingDown, "overloaded"),

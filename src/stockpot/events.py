@@ -18,16 +18,22 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "cancel
 or the context. tool_calls: the model wants tools called. content_filter: the model or its provider refused.
 The others end a stream early; `error` carries its reason in `Finished.detail`."""
 
-CacheTier = Literal["context", "ram", "disk", "redis", "upstream"]
-"""Where cached prompt tokens came from: cells another request holds, blocks of a tier of the KV store, or the
-cache of a backend that is not ours."""
+CacheTier = Literal["context", "ram", "disk", "redis", "upstream", "answer"]
+"""Where cached prompt tokens came from: cells another request holds, blocks of a tier of the KV store, the
+cache of a backend that is not ours, or, all of them, an answer that was kept."""
+
+RecallOutcome = Literal["exact", "semantic", "miss", "bypass"]
+"""A kept answer was given, to the same request or to one that means the same; there was none to give; or none
+was looked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """The request is valid and waits; `position` requests stand before it."""
+    """The request is valid and waits; `position` requests stand before it. The first says what the caches of
+    answers have for it (`recalled`), where there are any."""
 
     position: int
+    recalled: Recalled | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +115,8 @@ class Finished:
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens, counted to the token. `cached_tokens` is by tier and at most `prompt_tokens - 1`:
-    the last prompt token is always computed, its logits give the first answer token.
+    the last prompt token is always computed, its logits give the first answer token (unless the whole answer
+    was kept: tier `answer`).
 
     `promised_tokens` is None for a request without cache boundaries; else, by seconds of the promise, the
     prompt tokens before a boundary that were computed now and will be kept at least that long. `estimated`:
@@ -147,9 +154,37 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
+class Recalled:
+    """What the caches of answers did for a request. `reason` is a word for programs that explains a miss or a
+    bypass, or what a semantic hit rests on. `would` is what shadow mode would have given.
+
+    Of a hit: the entry's id, its age, and what giving it saved; of a semantic one, and of the nearest
+    candidate that was refused, also the cosine and the upper bound of the error. `entry` of a miss is the one
+    that was made from its answer, where one was.
+    """
+
+    outcome: RecallOutcome
+    reason: str = ""
+    entry: str = ""
+    age_s: float | None = None
+    similarity: float | None = None
+    error_upper: float | None = None
+    would: str = ""
+    saved_prompt_tokens: int = 0
+    saved_completion_tokens: int = 0
+    saved_nanousd: int = 0
+    saved_s: float = 0.0
+
+    @property
+    def is_hit(self) -> bool:
+        return self.outcome in ("exact", "semantic")
+
+
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """Which way a request took through the gateway: the model and backend that answered, how many attempts it
-    took, what it cost in billionths of a dollar, and what was changed on the way."""
+    took, what it cost in billionths of a dollar, and what was changed on the way. `recalled` is None where
+    answers are not kept."""
 
     model: str
     backend: str
@@ -158,6 +193,7 @@ class Delivery:
     cost_source: str
     shared: bool = False
     notices: tuple[Notice, ...] = ()
+    recalled: Recalled | None = None
 
 
 @dataclass(frozen=True, slots=True)

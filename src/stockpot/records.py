@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 from stockpot.caller import Caller
 from stockpot.errors import FailureCause
+from stockpot.events import Recalled
 
 Operation = Literal["chat", "completion", "embedding"]
 
@@ -56,7 +57,8 @@ class RequestRecord:
     `fresh_tokens` of a prompt were computed, `cached_tokens` read from a cache, `written_tokens` (part of the
     fresh ones) put there under a promise. `tpot_s` is the mean time between output tokens after the first.
     `cause` None: a complete answer was delivered. `shared`: the answer of another, identical request was
-    given.
+    given. `recalled` is what the caches of answers did, None where there are none; an answer that was kept
+    costs nothing, and no tokens: what it saved stands there.
     """
 
     request_id: str
@@ -87,6 +89,7 @@ class RequestRecord:
     shared: bool = False
     notices: tuple[str, ...] = ()
     cost: Cost = Cost()
+    recalled: Recalled | None = None
 
     @property
     def fresh_tokens(self) -> int:

@@ -158,6 +158,28 @@ class OutputFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class RecallControl:
+    """What a request allows of answers that are kept: never more than the operator does. `read` False: none
+    is given; `store` False: none is kept; `only`: give a kept one or fail. `max_age_s` and `max_error` narrow
+    what may be given, `semantic` False leaves the same request alone. `tags` are labels for invalidation."""
+
+    read: bool = True
+    store: bool = True
+    only: bool = False
+    semantic: bool = True
+    max_age_s: float | None = None
+    max_error: float | None = None
+    tags: frozenset[str] = frozenset()
+
+
+AS_ALLOWED = RecallControl()
+"""All that the operator allows."""
+
+NO_RECALL = RecallControl(read=False, store=False, semantic=False)
+"""Of questions of our own (a judge's, an audit): recall has nothing to do with them, nor counts them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """What chat and plain completions have in common.
 
@@ -191,6 +213,7 @@ class Generation:
     dialect: Dialect = "openai"
     extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
     trace_parent: str = ""
+    recall: RecallControl = AS_ALLOWED
 
 
 @dataclass(frozen=True, slots=True)

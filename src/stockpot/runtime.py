@@ -192,6 +192,7 @@ def open_runtime(settings: Settings, *, progress: Progress | None = None) -> Run
         cache=cache,
         details={
             "architecture": facts.architecture,
+            "fingerprint": facts.fingerprint,
             "encoding": prepared.encoded.encoding,
             "binding": prepared.binding.name,
             "library": "native" if prepared.binding.native else "package",

@@ -7,6 +7,7 @@ import logging
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from prometheus_client.metrics_core import Metric
 
@@ -20,7 +21,7 @@ from stockpot.backends.open_remote import open_remote
 from stockpot.caller import Limits
 from stockpot.clock import Clock
 from stockpot.config_check import check
-from stockpot.config_watch import RESTART_SECTIONS, ConfigWatch, changed, unreloadable
+from stockpot.config_watch import ConfigWatch, changed, reloadable, unreloadable
 from stockpot.engine.reports import EngineStats
 from stockpot.errors import ConfigurationError
 from stockpot.events import Delta
@@ -34,11 +35,13 @@ from stockpot.guards.guards import open_guards
 from stockpot.identity.key_admin import KeyAdmin
 from stockpot.identity.resolver import Resolver
 from stockpot.identity.sql_keys import SqlKeyStore
+from stockpot.recall.administration import RecallAdministration
 from stockpot.records import RecordObserver
-from stockpot.requests import ChatRequest, Generation, Message, Sampling
+from stockpot.requests import NO_RECALL, ChatRequest, Generation, Message, Sampling
 from stockpot.routing.member import Member
 from stockpot.routing.placement import PrefixPlacement, open_placement
 from stockpot.routing.router import Router
+from stockpot.serving_recall import open_recall_of, recall_metrics_of
 from stockpot.settings import Settings
 from stockpot.settings_gateway import EMBEDDED
 from stockpot.telemetry.families import counter, gauge
@@ -48,6 +51,9 @@ from stockpot.telemetry.metrics import Metrics
 from stockpot.telemetry.tracing import open_spans
 from stockpot.wire.identity import Identity
 from stockpot.wire.service import Service
+
+if TYPE_CHECKING:
+    from stockpot.recall.recall import Recall
 
 _LOG = logging.getLogger(__name__)
 _JUDGE_TOKENS = 64
@@ -69,7 +75,9 @@ class Serving:
     keys: KeyAdmin | None
     service: Service
     guard_counts: GuardCounts
+    recall: Recall | None
     clock: Clock
+    _ask: Ask
     _end_tracing: Callable[[], None]
     _resolver: Resolver | None
     _members: tuple[Member, ...]
@@ -84,6 +92,8 @@ class Serving:
         await self.allowances.start()
         await asyncio.gather(*(member.backend.start() for member in self._members))
         await self.placement.start()
+        if self.recall is not None:
+            await self.recall.start()
         await self.executor.start()
         await self.gateway.start()
         self.gateway.course.router.unserved()
@@ -116,6 +126,8 @@ class Serving:
             return
         self._closed = True
         await self.allowances.close()
+        if self.recall is not None:
+            await self.recall.close()
         if self._resolver is not None:
             self._resolver.close()
         if self.accounts is not None:
@@ -131,8 +143,7 @@ class Serving:
         names = changed(self.settings, settings)
         if waiting := unreloadable(self.settings, settings):
             _LOG.warning("these settings have changed and wait for a restart: %s", ", ".join(waiting))
-            kept_sections = {name: getattr(self.settings, name) for name in RESTART_SECTIONS}
-            settings = settings.model_copy(update=kept_sections)
+            settings = reloadable(self.settings, settings)
         engine = next((each for each in self._members if each.name == EMBEDDED), None)
         kept = {each.name: each for each in self._members}
         members = [engine] if engine else []
@@ -152,6 +163,8 @@ class Serving:
         await asyncio.gather(*(member.backend.start() for member in fresh))
         await self.placement.reconfigure(members, settings.routing)
         self.executor.reconfigure(members, settings.resilience)
+        if self.recall is not None:
+            self.recall.take(settings.recall)
         self.gateway.take(course)
         gone = [each for each in self._members if each not in members]
         self._members, self.settings, self.service.identity = tuple(members), settings, identity
@@ -166,9 +179,6 @@ class Serving:
 
     def _retired(self, task: asyncio.Task[None]) -> None:
         del self._retiring[task]
-
-    async def _ask(self, model: str, instruction: str, text: str) -> str:
-        return await _ask(self.gateway, model, instruction, text)
 
 
 def open_serving(
@@ -204,7 +214,8 @@ def open_serving(
         prices = PriceBook(settings.backends, embedded=settings.engine.hardware, clock=clock)
     guard_counts = GuardCounts()
     placement = open_placement(members, settings.routing, clock)
-    executor = Executor(members, placement, settings.resilience, clock)
+    recall = open_recall_of(settings, lambda: serving.gateway, lambda: serving.settings, clock, ask=_ask)
+    executor = Executor(members, placement, settings.resilience, clock, recall=recall)
     allowances = Allowances(settings.allowances, clock, _allowance_store(settings))
     end_tracing: Callable[[], None] = _nothing
     if spans is None:
@@ -221,17 +232,25 @@ def open_serving(
         ledger=accounts.ledger.stats if accounts is not None else None,
     )
     gateway_metrics = GatewayMetrics(figures, clock)
-    metrics = Metrics(stats, more=(gateway_metrics.families, lambda: state_families(serving)))
-    ledger: tuple[RecordObserver, ...] = () if accounts is None else (accounts.ledger,)
+    families = [gateway_metrics.families, lambda: state_families(serving)]
+    told: list[RecordObserver] = [] if accounts is None else [accounts.ledger]
+    told += [gateway_metrics, RequestLog()]
+    if recall is not None:
+        recall_metrics = recall_metrics_of(recall)
+        families.append(recall_metrics.families)
+        told.append(recall_metrics)
+    metrics = Metrics(stats, more=tuple(families))
     gateway = Gateway(
         _course(settings, tuple(members), prices, ask, guard_counts),
         executor,
         allowances,
-        observers=(*ledger, gateway_metrics, RequestLog(), *observers),
+        observers=(*told, *observers),
         spans=spans,
         clock=clock,
     )
     service = Service(gateway, settings, metrics, clock, _identity(settings, resolver, clock), accounts, keys)
+    if recall is not None:
+        service.recall = RecallAdministration(recall, clock)
     serving = Serving(
         settings=settings,
         gateway=gateway,
@@ -242,7 +261,9 @@ def open_serving(
         keys=keys,
         service=service,
         guard_counts=guard_counts,
+        recall=recall,
         clock=clock,
+        _ask=ask,
         _end_tracing=end_tracing,
         _resolver=resolver,
         _members=tuple(members),
@@ -322,6 +343,7 @@ async def _ask(gateway: Gateway, model: str, instruction: str, text: str) -> str
         sampling=Sampling(temperature=0),
         max_tokens=_JUDGE_TOKENS,
         deadline_s=60.0,
+        recall=NO_RECALL,
     )
     request = ChatRequest(generation, (Message("system", instruction), Message("user", text)))
     pieces: list[str] = []

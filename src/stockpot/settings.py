@@ -33,6 +33,7 @@ from stockpot.settings_gateway import (
 )
 from stockpot.settings_guards import GuardSettings
 from stockpot.settings_problems import problems
+from stockpot.settings_recall import RecallSettings
 from stockpot.settings_telemetry import TelemetrySettings
 from stockpot.settings_types import KeySecret, ModelName, Name, Secret, Section
 
@@ -219,6 +220,7 @@ class Settings(BaseSettings):
     accounts: AccountSettings = AccountSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     guards: dict[Name, GuardSettings] = Field(default_factory=dict[Name, GuardSettings])
+    recall: RecallSettings = RecallSettings()
     data_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("stockpot")),
         description="ledger, keys and audit log, where they are SQLite",

@@ -7,6 +7,7 @@ import uuid
 from typing import Any
 
 from stockpot.caller import Caller
+from stockpot.events import Recalled
 from stockpot.records import Attempt, Cost, RequestRecord
 
 NOON = 1_793_880_000.0
@@ -14,6 +15,9 @@ NOON = 1_793_880_000.0
 
 RED = Caller(tenant="red", key_id="k1", key_name="ci", team="red", tags=("nightly", "batch"))
 BLUE = Caller(tenant="blue", key_id="k2", key_name="app", team="blue")
+
+EXACT = Recalled("exact", "same_request", "e1", 60.0, None, None, "", 100, 10, 1_000, 1.5)
+SEMANTIC = Recalled("semantic", "calibrated", "e2", 60.0, 0.97, 0.004, "", 80, 20, 500, 0.5)
 
 _numbers = itertools.count(1)
 
@@ -42,3 +46,21 @@ def finished(caller: Caller = RED, **changes: Any) -> RequestRecord:
         "cost": Cost(1_000, "configured"),
     }
     return RequestRecord(**(plain | changes))
+
+
+def kept(recalled: Recalled, caller: Caller = RED, **changes: Any) -> RequestRecord:
+    """A request that was given a kept answer: nothing was tried, and it cost nothing."""
+    plain: dict[str, Any] = {
+        "backend": "kept",
+        "attempts": (),
+        "prompt_tokens": 0,
+        "cached_tokens": 0,
+        "written_tokens": 0,
+        "completion_tokens": 0,
+        "cache": "none",
+        "ttft_s": 0.001,
+        "total_s": 0.002,
+        "cost": Cost(0, "none"),
+        "recalled": recalled,
+    }
+    return finished(caller, **(plain | changes))

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 from starlette.requests import Request
-from tests.accounts.records import BLUE, NOON, RED, finished
+from tests.accounts.records import BLUE, EXACT, NOON, RED, SEMANTIC, finished, kept
 
 from stockpot.accounts.accounts import Accounts, open_accounts
 from stockpot.caller import Caller
@@ -79,6 +79,17 @@ async def test_a_key_sees_its_own_usage(client: httpx2.AsyncClient, accounts: Ac
     for name in ("key", "team"):
         refused = await client.get(f"/v1/usage?{name}=k1", headers=_as("blue"))
         assert refused.status_code == 400
+
+
+async def test_what_kept_answers_saved(client: httpx2.AsyncClient, accounts: Accounts) -> None:
+    for record in (finished(), kept(EXACT), kept(SEMANTIC, BLUE)):
+        accounts.ledger.observe_request(record)
+    (row,) = (await client.get("/v1/usage", headers=_as("red"))).json()["rows"]
+    assert (row["requests"], row["exact_hits"], row["semantic_hits"], row["recall_share"]) == (2, 1, 0, 1.0)
+    assert (row["saved_prompt_tokens"], row["saved_output_tokens"]) == (100, 10)
+    assert (row["saved_usd"], row["saved_s"], row["unpriced"]) == (1e-6, 1.5, 0)
+    answer = (await client.get("/admin/usage?by=recall&recall=semantic", headers=_as("admin"))).json()
+    assert [(row["recall"], row["requests"]) for row in answer["rows"]] == [("semantic", 1)]
 
 
 async def test_operators_see_everybodys(client: httpx2.AsyncClient, accounts: Accounts) -> None:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from pydantic import SecretStr
 from sqlalchemy.engine import make_url
+from tests.accounts.records import EXACT, finished, kept
 from tests.redis_server import free_port
 
+from stockpot import accounts
 from stockpot.accounts.database import Database, DatabaseUnavailable, database_url, open_database
+from stockpot.accounts.ledger import Ledger
+from stockpot.accounts.rows import COLUMNS, row_of
 from stockpot.accounts.schema import LATEST_REVISION, metadata
+from stockpot.accounts.usage import UsageQuery, usage
 from stockpot.errors import ConfigurationError
 from stockpot.settings import AccountSettings, Settings
 
@@ -26,6 +34,39 @@ def test_migrations_make_what_the_schema_says(database: Database) -> None:
         assert not compare_metadata(MigrationContext.configure(connection), metadata())
         revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
     assert revision == LATEST_REVISION
+
+
+def _of_the_first_version(url: str) -> Database:
+    """A database as the version without recall left it."""
+    database = Database(url)
+    config = Config()
+    config.set_main_option("script_location", str(Path(accounts.__file__).with_name("migrations")))
+    with database.writing() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+    return database
+
+
+def test_an_older_database_keeps_its_rows(url: str, tmp_path: Path) -> None:
+    old, waiting = row_of(finished(request_id="old")), row_of(finished(request_id="waiting"))
+    assert len(old) == len(COLUMNS)
+    with contextlib.closing(_of_the_first_version(url)) as database, database.writing() as connection:
+        mark = "?" if database.is_sqlite else "%s"
+        connection.exec_driver_sql(
+            f"INSERT INTO requests ({', '.join(COLUMNS)}) VALUES ({', '.join(mark for _ in COLUMNS)})", old
+        )
+    # The database was away when that version ended.
+    (tmp_path / "ledger-before.journal").write_text(json.dumps(waiting) + "\n")
+    with contextlib.closing(open_database(url)) as database:
+        with database.reading() as connection:
+            assert not compare_metadata(MigrationContext.configure(connection), metadata())
+        with contextlib.closing(Ledger(database, journal_folder=tmp_path)) as ledger:
+            ledger.observe_request(kept(EXACT))
+        (row,) = usage(database, UsageQuery())
+        before, now = usage(database, UsageQuery(by=("recall",)))
+    assert (row.requests, row.cost_nanousd, row.saved_nanousd) == (3, 2_000, 1_000)
+    assert (before.group["recall"], before.requests, before.recall_share) == ("", 2, None)
+    assert (now.group["recall"], now.requests, now.recall_share) == ("exact", 1, 1.0)
 
 
 def test_processes_that_start_at_once_do_not_collide(url: str) -> None:

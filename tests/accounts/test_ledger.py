@@ -14,12 +14,13 @@ from typing import Any
 
 from sqlalchemy import select
 from tests.accounts.postgres_server import PostgresServer
-from tests.accounts.records import NOON, RED, finished
+from tests.accounts.records import EXACT, NOON, RED, SEMANTIC, finished, kept
 
 from stockpot.accounts.database import Database, open_database
 from stockpot.accounts.ledger import Ledger
 from stockpot.caller import Caller
 from stockpot.clock import VirtualClock
+from stockpot.events import Recalled
 from stockpot.records import Attempt, Cost
 
 
@@ -60,6 +61,48 @@ def test_a_row_has_all_of_a_request(database: Database, tmp_path: Path) -> None:
     (attempt,) = row["attempts"]
     assert (attempt["backend"], attempt["cause"], attempt["cost"]["nanousd"]) == ("there", "timeout", 5)
     assert row["stream"] is False
+
+
+def _recall_of(row: Any) -> list[Any]:
+    return [row[name] for name in row if name.startswith(("recall_", "saved_"))]
+
+
+def test_a_row_has_what_caches_of_answers_did(database: Database, tmp_path: Path) -> None:
+    missed = Recalled("miss", "too_little_evidence", "e3", similarity=0.9, error_upper=0.2)
+    with contextlib.closing(_ledger(database, tmp_path)) as ledger:
+        for record in (
+            *(finished(), kept(EXACT), kept(SEMANTIC), finished(recalled=missed)),
+            *(finished(recalled=Recalled("bypass", "sampled")), kept(EXACT, shared=True)),
+        ):
+            ledger.observe_request(record)
+    rows = {(row["recall_outcome"], row["shared"]): row for row in _rows(database)}
+    assert _recall_of(rows["semantic", False]) == [
+        "semantic",
+        "calibrated",
+        "e2",
+        0.97,
+        0.004,
+        80,
+        20,
+        500,
+        0.5,
+    ]
+    assert _recall_of(rows["exact", False]) == [
+        "exact",
+        "same_request",
+        "e1",
+        None,
+        None,
+        100,
+        10,
+        1_000,
+        1.5,
+    ]
+    assert _recall_of(rows["miss", False])[:5] == ["miss", "too_little_evidence", "e3", 0.9, 0.2]
+    assert _recall_of(rows["bypass", False])[:3] == ["bypass", "sampled", ""]
+    # Nobody looked, and of those who shared one answer one did.
+    assert _recall_of(rows[None, False]) == _recall_of(rows[None, True]) == [None] * 9
+    assert (rows["exact", False]["cost_nanousd"], rows["exact", False]["cost_source"]) == (0, "none")
 
 
 def test_closing_writes_all_that_was_observed(database: Database, tmp_path: Path) -> None:
@@ -116,9 +159,10 @@ def test_a_journal_left_behind_is_brought_in_once(database: Database, tmp_path: 
         "import os, sys, pathlib\n"
         "from stockpot.accounts.journal import Journal\n"
         "from stockpot.accounts.rows import row_of\n"
-        "from tests.accounts.records import finished\n"
+        "from tests.accounts.records import EXACT, finished, kept\n"
         "journal = Journal(pathlib.Path(sys.argv[1]))\n"
         "rows = [row_of(finished(request_id=f'r{n}')) for n in range(3)]\n"
+        "rows.append(row_of(kept(EXACT, request_id='r3')))\n"
         "journal.append(rows); journal.append(rows[:1])\n"
         "os._exit(1)\n"
     )
@@ -130,7 +174,8 @@ def test_a_journal_left_behind_is_brought_in_once(database: Database, tmp_path: 
     with contextlib.closing(_ledger(database, tmp_path)) as ledger:
         _until(lambda: not left.exists())
         assert ledger.flush()
-    assert sorted(row["request_id"] for row in _rows(database)) == ["r0", "r1", "r2"]
+    assert sorted(row["request_id"] for row in _rows(database)) == ["r0", "r1", "r2", "r3"]
+    assert sorted(row["saved_nanousd"] or 0 for row in _rows(database)) == [0, 0, 0, 1_000]
 
 
 def test_a_living_process_keeps_its_journal(database: Database, tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.accounts.records import BLUE, NOON, RED, finished
+from tests.accounts.records import BLUE, EXACT, NOON, RED, SEMANTIC, finished, kept
 
 from stockpot.accounts.database import Database, open_database
 from stockpot.accounts.ledger import Ledger
 from stockpot.accounts.outcomes import Outcomes
 from stockpot.accounts.usage import DIMENSIONS, UsageQuery, dimensions_of, moment, plain, tasks, usage
 from stockpot.clock import VirtualClock
+from stockpot.events import Recalled
 from stockpot.records import Cost, RequestRecord
 
 
@@ -47,6 +48,25 @@ def test_sums_are_those_of_the_requests(database: Database, tmp_path: Path) -> N
     assert (blue.failures, blue.unpriced, blue.ttft_mean_s, blue.ttft_p95_s) == (1, 1, None, None)
     (total,) = usage(database, UsageQuery())
     assert (total.requests, total.cost_nanousd) == (21, 20_007)
+
+
+def test_kept_answers_cost_nothing_and_say_what_they_saved(database: Database, tmp_path: Path) -> None:
+    missed, passed = Recalled("miss", "not_kept"), Recalled("bypass", "sampled")
+    records = [finished(recalled=missed), finished(recalled=passed), kept(EXACT), kept(EXACT), kept(SEMANTIC)]
+    records += [kept(EXACT, shared=True), finished(BLUE)]
+    _written(database, tmp_path, records)
+    red, blue = usage(database, UsageQuery(by=("team",)))
+    assert (red.requests, red.exact_hits, red.semantic_hits, red.recall_share) == (6, 2, 1, 0.75)
+    assert (red.saved_prompt_tokens, red.saved_output_tokens) == (280, 40)
+    assert (red.saved_nanousd, red.saved_s) == (2_500, 3.5)
+    # What cost nothing has a price, and takes no part in what was cached of prompts.
+    assert (red.cost_nanousd, red.unpriced, red.hit_share) == (2_000, 0, 0.6)
+    assert (blue.recall_share, blue.exact_hits, blue.saved_nanousd, blue.saved_s) == (None, 0, 0, 0.0)
+    assert plain(red)["saved_usd"] == 2.5e-6
+    by_outcome = {row.group["recall"]: row.requests for row in usage(database, UsageQuery(by=("recall",)))}
+    assert by_outcome == {"exact": 2, "semantic": 1, "miss": 1, "bypass": 1, "": 2}
+    (row,) = usage(database, UsageQuery(only={"recall": "semantic"}))
+    assert (row.group, row.requests, row.saved_output_tokens) == ({}, 1, 20)
 
 
 def test_tags_days_and_conditions(database: Database, tmp_path: Path) -> None:

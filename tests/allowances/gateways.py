@@ -41,7 +41,7 @@ async def run(order: dict[str, Any]) -> None:
             return
         await asyncio.sleep(0.002)
         running -= 1
-        await allowances.settle(hold, spent)
+        allowances.settle_soon(hold, spent)
 
     for start in range(0, order["requests"], order["at_once"]):
         await asyncio.gather(*(one(number) for number in range(start, start + order["at_once"])))

@@ -52,7 +52,7 @@ async def test_who_has_no_limits_holds_nothing() -> None:
     for who in (NOBODY, caller()):
         hold = await allowances.reserve(who, SMALL)
         assert hold is NOTHING_HELD
-        await allowances.settle(hold, Spent(10, 10))
+        allowances.settle_soon(hold, Spent(10, 10))
         assert allowances.standing(who) is None
 
 
@@ -133,7 +133,7 @@ async def test_what_was_not_used_comes_back_and_standing_tells_what_is_left() ->
     hold = await allowances.reserve(who, Claim("a", 100, 900_000_000))
     assert allowances.standing(who) == pytest.approx(0.1)
     for _ in range(2):
-        await allowances.settle(hold, Spent(100, 100_000_000))
+        allowances.settle_soon(hold, Spent(100, 100_000_000))
     await allowances.reserve(who, Claim("a", 500, 0))
     assert allowances.standing(who) == pytest.approx(0.4)
     assert allowances.standing(caller(Limits(concurrency=3))) == pytest.approx(
@@ -146,14 +146,14 @@ async def test_what_was_not_used_comes_back_and_standing_tells_what_is_left() ->
 async def test_a_cancelled_reservation_is_given_back(redis: RedisServer) -> None:
     async with over_redis(AllowanceSettings(redis_url=redis.url, timeout_s=20)) as allowances:
         who = caller(Limits(concurrency=1))
-        await allowances.settle(await allowances.reserve(who, SMALL), Spent(0, 0))
+        allowances.settle_soon(await allowances.reserve(who, SMALL), Spent(0, 0))
         for _ in range(20):
             task = asyncio.create_task(allowances.reserve(who, SMALL))
             await asyncio.sleep(0)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        await allowances.settle(await allowances.reserve(who, SMALL), Spent(0, 0))
+        allowances.settle_soon(await allowances.reserve(who, SMALL), Spent(0, 0))
 
 
 async def test_without_redis_what_is_limited_is_refused(
@@ -163,7 +163,7 @@ async def test_without_redis_what_is_limited_is_refused(
     async with over_redis(AllowanceSettings(redis_url=redis.url, when_lost="refuse")) as allowances:
         hold = await allowances.reserve(who, Claim("a", 60, 0))
         redis.stop()
-        await allowances.settle(hold, Spent(50, 0))  # does not fail
+        allowances.settle_soon(hold, Spent(50, 0))  # does not fail
         for _ in range(20):
             with pytest.raises(AllowancesUnavailable, match=r"allowances\.redis_url") as caught:
                 await allowances.reserve(who, SMALL)
@@ -172,7 +172,7 @@ async def test_without_redis_what_is_limited_is_refused(
         assert caplog.text.count("requests with limits are refused") == 1  # once, not for each request
         redis.start()
         await until(lambda: not allowances.is_lost)
-        await allowances.settle(await allowances.reserve(who, Claim("b", 100, 0)), Spent(0, 0))
+        allowances.settle_soon(await allowances.reserve(who, Claim("b", 100, 0)), Spent(0, 0))
 
 
 async def test_without_redis_a_local_share_is_allowed_and_reported_later(redis: RedisServer) -> None:
@@ -189,10 +189,10 @@ async def test_without_redis_a_local_share_is_allowed_and_reported_later(redis: 
         second = await allowances.reserve(who, Claim("d", 40, 100_000_000))
         with pytest.raises(AllowanceExceeded, match=r"may have 2 requests running at once"):
             await allowances.reserve(who, Claim("e", 0, 0))
-        await allowances.settle(first, Spent(50, 0))
+        allowances.settle_soon(first, Spent(50, 0))
         redis.start()  # empty
         await until(lambda: not allowances.is_lost)
-        await allowances.settle(second, Spent(30, 70_000_000))  # ends after Redis is back
+        allowances.settle_soon(second, Spent(30, 70_000_000))  # ends after Redis is back
         await until(lambda: redis.ask(b"HGET", b"stockpot:allow:key:k", b"td") == b"80")
         await until(lambda: redis.ask(b"HGET", b"stockpot:allow:team:search", b"um") == b"70000000")
         with pytest.raises(AllowanceExceeded, match="80 are used or reserved"):
@@ -217,7 +217,7 @@ async def test_a_redis_that_says_nothing_is_left_alone(redis: RedisServer) -> No
                 with pytest.raises(AllowancesUnavailable):
                     await allowances.reserve(who, SMALL)
             assert time.monotonic() - started_s < 20  # each waiting for its time out would take 40
-            await allowances.settle(hold, Spent(0, 0))
+            allowances.settle_soon(hold, Spent(0, 0))
         finally:
             redis.resume()
         await until(lambda: not allowances.is_lost)

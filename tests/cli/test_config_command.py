@@ -108,6 +108,13 @@ def test_every_mistake_is_named_by_its_path(file: Path) -> None:
         ('[allowances]\nredis_url="http://h"\n', "allowances.redis_url"),
         ('[cache.redis]\nurl="redis://h"\n', "needs cache.secret"),
         ('[cache]\nsecret="short"\n', "16 random bytes"),
+        (
+            '[recall.semantic]\nmode="on"\nverifier="no.such:thing"\n',
+            "The verifier 'no.such:thing' of recall cannot be loaded",
+        ),
+        ('[recall.semantic]\nmode="shadow"\nverifier="json:__name__"\n', "is no function"),
+        ('[recall]\nexact=true\nstore="redis://u:hunter2@h:port"\n', "recall.store does not fit"),
+        ('[recall]\nstore="postgres://u:hunter2@h"\n', "recall: store: give redis://"),
     ],
 )
 def test_what_does_not_fit_together_is_an_error(file: Path, content: str, said: str) -> None:
@@ -155,6 +162,24 @@ models = ["Qwen-8b"]
         ('[server]\nhost="0.0.0.0"\n', 'Set access.keys = "required"'),
         ('[access]\nkeys="required"\n[accounts]\nenabled=false\n', "Nobody may call"),
         ("[teams.t.limits]\nusd_per_day=5\n", "No price is known for 'Qwen-8b' of backends.a"),
+        ("[recall]\nttl_s=60\n", "nothing is kept: set recall.exact"),
+        ('[recall]\nexact=true\nmodels=["qwen-8b"]\n', "did you mean 'Qwen-8b'?"),
+        (
+            '[recall]\nexact=true\nversions={"Qwen-8"="2"}\n',
+            "recall.versions names 'Qwen-8', which is no model",
+        ),
+        (
+            '[recall]\nexact=true\nscope="key"\n[accounts]\nenabled=false\n',
+            'recall.scope is "key", and there can be no keys',
+        ),
+        ('[recall.semantic]\nmode="on"\n', "Set recall.sampled = true"),
+        ('[recall.semantic]\nmode="on"\njudge="x"\n', "recall.semantic.judge names 'x'"),
+        ('[recall.semantic]\nmode="on"\nembedding_model="x"\n', "recall.semantic.embedding_model names 'x'"),
+        ('[recall.semantic]\nmode="on"\naudit_share=0\n', "recall.semantic.audit_share is 0"),
+        (
+            '[recall.semantic]\nmode="on"\nindex_url="postgresql://h/d"\n',
+            "recall.semantic.index_url is shared by all nodes",
+        ),
     ],
 )
 def test_what_is_probably_a_mistake_is_a_warning(file: Path, content: str, said: str) -> None:
@@ -171,6 +196,29 @@ def test_backends_that_name_no_models_are_not_guessed_at(file: Path) -> None:
     output = _run("check")
     assert "warning" not in output
     assert "note: Whether 'other' can be served shows when backends.b" in output
+
+
+def test_recall_that_fits_is_not_remarked_on(file: Path) -> None:
+    file.write_text(
+        GATEWAY
+        + """
+[recall]
+exact = true
+sampled = true
+store = "redis://h"
+models = ["Qwen-8b", "r"]
+versions = { "Qwen-8b" = "2" }
+[recall.semantic]
+mode = "on"
+judge = "r"
+verifier = "math:hypot"
+index_url = "postgresql://h/d"
+[routes.r]
+targets = [{ model = "Qwen-8b" }]
+""",
+        encoding="utf-8",
+    )
+    assert "warning" not in _run("check")
 
 
 def test_variables_that_set_nothing_are_told(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +238,12 @@ secret = "env:A_SECRET"
 admin_key = "written-in-the-file"
 [allowances]
 redis_url = "redis://app:hunter2@h:6379/0"
+[recall]
+exact = true
+store = "redis://app:pass-of-the-store@h:6379/1"
+versions = { "org/m.1" = "2" }
+[recall.semantic]
+index_url = "env:INDEX_URL"
 [backends.a]
 url = "http://a/v1"
 api_key = "file:key.txt"
@@ -206,6 +260,7 @@ schema = { type = "object", required = ["a"] }
 
 @pytest.fixture
 def shown(file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("INDEX_URL", "postgresql://app:pass-of-the-index@h/d")
     monkeypatch.setenv("A_SECRET", "0123456789abcdef-secret")
     monkeypatch.setenv("STOCKPOT_SERVER__PORT", "9000")
     monkeypatch.setenv("STOCKPOT_CACHE__REDIS__PASSWORD", "from-the-environment")
@@ -221,6 +276,8 @@ SECRETS = (
     "another-secret",
     "from-the-environment",
     "key-in-a-file",
+    "pass-of-the-store",
+    "pass-of-the-index",
 )
 
 
@@ -231,6 +288,8 @@ def test_secrets_are_never_shown(shown: Path, arguments: tuple[str, ...]) -> Non
     assert "env:A_SECRET" in output
     assert "file:key.txt" in output
     assert "redis://app:********@h:6379/0" in output
+    assert '"redis://********"' in output
+    assert "env:INDEX_URL" in output
 
 
 def test_values_have_their_sources(shown: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from tests.accounts.records import BLUE, RED, finished
+from tests.accounts.records import BLUE, EXACT, RED, finished, kept
 from typer.testing import CliRunner
 
 from stockpot.accounts.accounts import open_accounts
@@ -56,6 +56,18 @@ def test_a_table_for_people(folder: Path) -> None:
     assert "60.0%" in lines[1]
     assert "$0.000000*" in lines[2]
     assert "1 request used tokens whose price is not known" in lines[3]
+
+
+def test_kept_answers_have_columns_where_there_are_any(folder: Path) -> None:
+    assert "recalled" not in _run("--by", "team").splitlines()[0]
+    with contextlib.closing(open_accounts(Settings(data_dir=folder), clock=SystemClock())) as accounts:
+        accounts.ledger.observe_request(kept(EXACT, at=time.time() - 60))
+    lines = _run("--by", "team").splitlines()
+    assert lines[0].split()[-6:] == ["recalled", "saved", "tokens", "saved", "wait", "saved"]
+    red = next(line for line in lines if line.split()[0] == "red")
+    assert red.split()[-7:] == ["1", "0", "100.0%", "110", "1.5", "s", "$0.000001"]
+    (row,) = csv.DictReader(io.StringIO(_run("--only", "recall=exact", "--format", "csv")))
+    assert (row["requests"], row["cost_usd"], row["saved_usd"]) == ("1", "0.0", "1e-06")
 
 
 def test_json_and_csv_for_programs(folder: Path) -> None:

@@ -14,6 +14,7 @@ from tests.telemetry.test_metrics import samples, value
 from stockpot.accounts.ledger import LedgerStats
 from stockpot.clock import VirtualClock
 from stockpot.errors import UnknownModel
+from stockpot.events import Recalled
 from stockpot.gateway.condition import ConditionReport
 from stockpot.records import Cost
 from stockpot.telemetry.gateway_metrics import GatewayFigures, GatewayMetrics
@@ -124,6 +125,30 @@ def test_refusals_and_what_has_no_price() -> None:
     assert value(metrics, "gateway_unpriced_attempts_total", model="m", backend="a") == 1
     assert value(metrics, "gateway_shared_answers_total", model="m") == 1
     assert not shown(metrics, "gateway_cost_usd_total")
+
+
+def test_a_kept_answer_says_nothing_of_who_generates() -> None:
+    seen, metrics = metrics_of()
+    hit = record(
+        model="m",
+        backend="kept",
+        recalled=Recalled("exact", saved_nanousd=5),
+        cost=Cost(0, "none"),
+        ttft_s=0.001,
+        tpot_s=0.00001,
+        total_s=0.002,
+    )
+    seen.observe_request(hit)
+    seen.observe_request(record(attempt(), recalled=Recalled("miss"), ttft_s=0.3, tpot_s=0.02, total_s=1.0))
+    labels = {"operation": "chat", "model": "m", "cause": "ok"}
+    assert value(metrics, "gateway_requests_total", backend="kept", **labels) == 1
+    # Clients had the first at once; tokens were generated for the second.
+    assert value(metrics, "gateway_time_to_first_token_seconds_count", model="m") == 2
+    assert value(metrics, "gateway_request_duration_seconds_count", model="m") == 2
+    assert value(metrics, "gateway_time_per_output_token_seconds_sum", model="m") == 0.02
+    assert shown(metrics, "gateway_attempts_total").keys() == {frozenset({("backend", "a"), ("cause", "ok")})}
+    assert shown(metrics, "gateway_unpriced_attempts_total") == {}
+    assert value(metrics, "gateway_tokens_total", model="m", kind="fresh") == 60
 
 
 def test_what_is_now_is_read_at_the_scrape() -> None:

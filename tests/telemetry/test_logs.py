@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from tests.mock_upstream import MockUpstream, Script
 from tests.telemetry.gateway_at_work import SECRET, answer, attempt, gateway, question, record
 
+from stockpot.events import Recalled
+from stockpot.records import Cost
 from stockpot.telemetry.logs import JsonFormatter, RequestLog, TextFormatter, configure_logging
 
 LOGGER = "stockpot.telemetry.logs"
@@ -113,6 +115,26 @@ def test_failures_of_backends_are_news(caplog: pytest.LogCaptureFixture) -> None
     assert facts["cost_usd"] == 0.004
     assert facts["prompt_tokens"] == 200
     assert "cause" not in facts
+
+
+def test_what_caches_of_answers_did_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, LOGGER)
+    log = RequestLog()
+    hit = Recalled("semantic", "calibrated", "e2", 60.0, 0.97, 0.004, "", 80, 20, 500, 0.5)
+    for each in (
+        record(recalled=hit, cost=Cost(0, "none")),
+        record(recalled=hit, shared=True),
+        record(attempt(), recalled=Recalled("miss", "not_kept")),
+        record(attempt()),
+    ):
+        log.observe_request(each)
+    given, shared, missed, unasked = (facts for _, facts in logged(caplog))
+    assert (given["recall"], given["recall_entry"], given["recall_similarity"]) == ("semantic", "e2", 0.97)
+    assert (given["saved_tokens"], given["saved_usd"], given["saved_s"]) == (100, 5e-7, 0.5)
+    assert (given["cost_usd"], given["cost_source"]) == (0, "none")
+    assert shared["recall"] == "semantic" and "saved_usd" not in shared
+    assert (missed["recall"], missed["recall_reason"]) == ("miss", "not_kept") and "saved_usd" not in missed
+    assert not [name for name in unasked if name.startswith(("recall", "saved"))]
 
 
 @pytest.mark.anyio

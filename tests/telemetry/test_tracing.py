@@ -24,6 +24,7 @@ from tests.telemetry.gateway_at_work import SECRET, answer, attempt, gateway, qu
 
 from stockpot.caller import Caller
 from stockpot.errors import ConfigurationError, UpstreamError
+from stockpot.events import Recalled
 from stockpot.gateway.spans import no_spans
 from stockpot.requests import CompletionRequest, EmbeddingRequest, Generation, Message, ToolCall
 from stockpot.settings_gateway import BackendSettings
@@ -123,6 +124,36 @@ async def test_a_failed_attempt_is_a_span_of_its_own() -> None:
     assert refused.status.status_code is StatusCode.ERROR
     assert facts(refused_request)["error.type"] == "invalid_request"
     assert refused_request.status.status_code is StatusCode.UNSET
+
+
+def test_what_caches_of_answers_did_is_on_the_span_of_the_request() -> None:
+    memory = Memory()
+    hit = Recalled("semantic", "calibrated", "e2", 60.0, 0.97, 0.004, "", 80, 20, 500_000_000, 0.5)
+    for each in (
+        record(recalled=hit, model="m", backend="kept"),
+        record(recalled=hit, shared=True),
+        record(attempt(), recalled=Recalled("miss", "not_kept", would="e9")),
+        record(attempt()),
+    ):
+        memory.spans.request(question()).end(each)
+    given, shared, missed, unasked = (facts(span) for span in memory.ended())
+    assert {name: value for name, value in given.items() if name.startswith("stockpot.recall.")} == {
+        "stockpot.recall.outcome": "semantic",
+        "stockpot.recall.reason": "calibrated",
+        "stockpot.recall.entry": "e2",
+        "stockpot.recall.age_s": 60.0,
+        "stockpot.recall.similarity": 0.97,
+        "stockpot.recall.error_upper": 0.004,
+        "stockpot.recall.saved_prompt_tokens": 80,
+        "stockpot.recall.saved_output_tokens": 20,
+        "stockpot.recall.saved_usd": 0.5,
+        "stockpot.recall.saved_s": 0.5,
+    }
+    assert given["gen_ai.provider.name"] == "stockpot"  # no provider was asked
+    assert (given["stockpot.attempts"], given["gen_ai.usage.input_tokens"]) == (0, 0)
+    assert shared["stockpot.recall.outcome"] == "semantic" and "stockpot.recall.saved_usd" not in shared
+    assert (missed["stockpot.recall.outcome"], missed["stockpot.recall.would"]) == ("miss", "e9")
+    assert "stockpot.recall.saved_usd" not in missed and "stockpot.recall.outcome" not in unasked
 
 
 def test_what_is_current_is_no_parent() -> None:

@@ -164,24 +164,21 @@ def test_every_route_but_those_of_probes_wants_a_key_before_it_reads_a_body(serv
             assert client.get(path).status_code == 200
 
 
-def test_with_an_admin_key_nothing_else_will_do() -> None:
+async def test_with_an_admin_key_nothing_else_will_do() -> None:
     identity = Identity(ACCESS)
-    assert identity.require_admin(request_from("192.0.2.1", **bearer(ADMIN))) == "admin key"
-    assert identity.require_admin(request_from("192.0.2.1", x_api_key=ADMIN)) == "admin key"
+    assert await identity.administrator(request_from("192.0.2.1", **bearer(ADMIN))) == "admin key"
+    assert await identity.administrator(request_from("192.0.2.1", x_api_key=ADMIN)) == "admin key"
     for headers in ({}, bearer(ADMIN.upper())):
         with pytest.raises(Unauthenticated):
-            identity.require_admin(request_from("127.0.0.1", **LOCAL, **headers))
+            await identity.administrator(request_from("127.0.0.1", **LOCAL, **headers))
 
 
 async def test_administrators_do_not_generate_and_tenants_do_not_administer() -> None:
     identity = Identity(ACCESS)
     with pytest.raises(Forbidden, match="administers and does nothing else"):
         await identity.caller(request_from("192.0.2.1", **bearer(ADMIN)))
-    for administer in (identity.require_admin, identity.administrator):
-        with pytest.raises(Forbidden, match="may not administer"):
-            outcome = administer(request_from("127.0.0.1", **LOCAL, **bearer(ANN)))
-            assert not isinstance(outcome, str)
-            await outcome
+    with pytest.raises(Forbidden, match="may not administer"):
+        await identity.administrator(request_from("127.0.0.1", **LOCAL, **bearer(ANN)))
 
 
 async def test_thousands_of_wrong_keys_are_refused_before_they_cost_anything() -> None:
@@ -214,7 +211,7 @@ async def test_thousands_of_wrong_keys_are_refused_before_they_cost_anything() -
             await identity.caller(request_from("192.0.2.1", **bearer(guess)))
         assert (await identity.caller(request_from("192.0.2.2", **bearer(BOB)))).tenant == "bob"
     with pytest.raises(TooManyWrongKeys):
-        identity.require_admin(request_from("192.0.2.1", **bearer(ADMIN)))
+        await identity.administrator(request_from("192.0.2.1", **bearer(ADMIN)))
     clock.advance(60)
     assert (await identity.caller(request_from("192.0.2.1", **bearer(BOB)))).tenant == "bob"
     resolver.close()
@@ -301,8 +298,8 @@ def test_keys_are_made_and_ended_over_http() -> None:
 
 @pytest.mark.parametrize("client", ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"])
 @pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost", "LOCALHOST:1", "[::1]:8000"])
-def test_without_an_admin_key_this_machine_administers(client: str, host: str) -> None:
-    assert Identity(AccessSettings()).require_admin(request_from(client, host=host)) == "local"
+async def test_without_an_admin_key_this_machine_administers(client: str, host: str) -> None:
+    assert await Identity(AccessSettings()).administrator(request_from(client, host=host)) == "local"
 
 
 @pytest.mark.parametrize(
@@ -321,9 +318,9 @@ def test_without_an_admin_key_this_machine_administers(client: str, host: str) -
         ("127.0.0.1", {}),
     ],
 )
-def test_without_an_admin_key_nobody_else_does(client: str | None, headers: dict[str, str]) -> None:
+async def test_without_an_admin_key_nobody_else_does(client: str | None, headers: dict[str, str]) -> None:
     with pytest.raises(Forbidden, match=r"access\.admin_key") as caught:
-        Identity(AccessSettings()).require_admin(request_from(client, **headers))
+        await Identity(AccessSettings()).administrator(request_from(client, **headers))
     assert caught.value.status == 403
 
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from stockpot.accounts.rows import COLUMNS, Row
+from stockpot.accounts.rows import Row, is_whole
 
 _LOG = logging.getLogger(__name__)
 _PATTERN = "ledger-*.journal"
@@ -109,7 +109,7 @@ class Journal:
             row = msgspec.json.decode(line, type=tuple[Any, ...])
         except (msgspec.MsgspecError, UnicodeDecodeError):
             row = ()
-        if len(row) == len(COLUMNS):
+        if is_whole(row):
             return row
         _LOG.warning("ledger: a line of the journal is not whole and is left out (%d bytes)", len(line))
         return None

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from stockpot.accounts.database import Database, DatabaseUnavailable
 from stockpot.accounts.journal import Journal
-from stockpot.accounts.rows import COLUMNS, DAY_S, Row, row_of, tag_rows
+from stockpot.accounts.rows import DAY_S, LAYOUTS, Row, row_of, tag_rows
 from stockpot.clock import Clock, SystemClock
 from stockpot.records import RequestRecord
 
@@ -77,7 +77,7 @@ class Ledger:
         self._up_again_s: float | None = None  # None: the database is up, as far as is known
         self._recovered = False
         self._prune_at_s = self._clock.monotonic()
-        self._insert = _Insertion(database, "requests", COLUMNS)
+        self._inserts = {len(columns): _Insertion(database, "requests", columns) for columns in LAYOUTS}
         self._insert_tags = _Insertion(database, "request_tags", ("request_id", "tag", "at"))
         self._thread = threading.Thread(target=self._run, name="stockpot-ledger", daemon=True)
         self._thread.start()
@@ -217,7 +217,8 @@ class Ledger:
         return len(rows)
 
     def _insert_into(self, connection: Connection, rows: Sequence[Row]) -> None:
-        self._insert.into(connection, rows)
+        for width, insertion in self._inserts.items():
+            insertion.into(connection, [row for row in rows if len(row) == width])
         self._insert_tags.into(connection, [tag for row in rows for tag in tag_rows(row)])
 
     def _may_try(self) -> bool:

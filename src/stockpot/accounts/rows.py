@@ -1,4 +1,9 @@
-"""A finished request as a row of the ledger: plain values in the order of its columns."""
+"""A finished request as a row of the ledger: plain values in the order of its columns.
+
+A row has a value for each of COLUMNS; one of a request in which caches of answers had a part goes on with
+those of RECALL_COLUMNS. They are left out of the others, rather than NULL: SQLite's driver takes longer over
+None than over a value.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +23,22 @@ COLUMNS = (
     *("estimated", "cache", "queue_s", "ttft_s", "tpot_s", "total_s", "finish_reason", "cause", "shared"),
     *("notices", "cost_nanousd", "cost_source"),
 )
-"""Of table `requests`, all but the row's number."""
+"""Of table `requests`, all but the row's number and what follows."""
+
+RECALL_COLUMNS = (
+    *("recall_outcome", "recall_reason", "recall_entry", "recall_similarity", "recall_error_upper"),
+    *("saved_prompt_tokens", "saved_output_tokens", "saved_nanousd", "saved_s"),
+)
+
+LAYOUTS = (COLUMNS, COLUMNS + RECALL_COLUMNS)
+"""The columns a row may have, each of another number."""
 
 Row = tuple[Any, ...]
 AT, TAGS = COLUMNS.index("at"), COLUMNS.index("tags")
 
 
 def row_of(record: RequestRecord) -> Row:
-    """The row, JSON columns as text; in the order of COLUMNS."""
+    """The row, JSON columns as text; its columns are one of LAYOUTS."""
     caller, cost = record.caller, record.cost
     return (
         record.request_id,
@@ -64,7 +77,13 @@ def row_of(record: RequestRecord) -> Row:
         _json(record.notices),
         cost.nanousd,
         cost.source,
+        *_recall_of(record),
     )
+
+
+def is_whole(row: Row) -> bool:
+    """Whether a row that was read back lacks nothing."""
+    return any(len(row) == len(columns) for columns in LAYOUTS)
 
 
 def tag_rows(row: Row) -> list[Row]:
@@ -73,6 +92,25 @@ def tag_rows(row: Row) -> list[Row]:
     if tags == "[]":
         return []
     return [(row[0], tag, row[AT]) for tag in dict.fromkeys(msgspec.json.decode(tags, type=list[str]))]
+
+
+def _recall_of(record: RequestRecord) -> Row:
+    """What the caches of answers did. Nothing where the answer is another request's: one of them looked, and
+    what that saved would add up to too much."""
+    recalled = record.recalled
+    if recalled is None or record.shared:
+        return ()
+    return (
+        recalled.outcome,
+        recalled.reason,
+        recalled.entry,
+        recalled.similarity,
+        recalled.error_upper,
+        recalled.saved_prompt_tokens,
+        recalled.saved_completion_tokens,
+        recalled.saved_nanousd,
+        recalled.saved_s,
+    )
 
 
 def _json(value: Any) -> str:

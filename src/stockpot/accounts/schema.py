@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy import Column, Index, MetaData, Table
 
-LATEST_REVISION = "0001"
+LATEST_REVISION = "0002"
 """The newest migration."""
 
 
@@ -21,6 +21,8 @@ class Tables:
 
     `requests` is the ledger, one row for a `records.RequestRecord`; `day` counts days since 1970 (UTC),
     `scope` is whose tasks they are (see `outcomes.scope_of`), `attempts`, `tags` and `notices` are JSON.
+    What caches of answers did (`recall_...`), and what a kept answer saved (`saved_...`), is NULL where there
+    were no caches, or the answer is another request's.
     `request_tags` has a row for each tag of a request. `outcomes` only grows; of a task's the last counts.
     `keys` are virtual keys, by their digests. `audit` only grows, chained by hashes.
     """
@@ -141,6 +143,15 @@ def _requests(into: MetaData) -> Table:
         Column("notices", sa.JSON, nullable=False),
         Column("cost_nanousd", sa.BigInteger, nullable=False),
         _text("cost_source"),
+        Column("recall_outcome", sa.Text),
+        Column("recall_reason", sa.Text),
+        Column("recall_entry", sa.Text),
+        Column("recall_similarity", sa.Double),
+        Column("recall_error_upper", sa.Double),
+        Column("saved_prompt_tokens", sa.BigInteger),
+        Column("saved_output_tokens", sa.BigInteger),
+        Column("saved_nanousd", sa.BigInteger),
+        Column("saved_s", sa.Double),
         Index("requests_at", "at"),
         Index("requests_key_at", "key_id", "at"),
         Index("requests_team_at", "team", "at"),

@@ -27,9 +27,13 @@ DIMENSIONS: Mapping[str, str] = {
     "day": "day",
     "operation": "operation",
     "cause": "cause",
+    "recall": "recall_outcome",
 }
 """What usage can be asked by, and the column it is. `model` is what answered, `requested_model` what was
-asked for, `cause` why it failed ("": it did not), `day` a day of UTC."""
+asked for, `cause` why it failed ("": it did not), `day` a day of UTC, `recall` what the caches of answers did
+(exact, semantic, miss, bypass; "": there were none, or the answer is another request's)."""
+
+_MAY_BE_NULL = frozenset({"cause", "recall"})
 
 MOST_GROUPS = 10_000
 _EPOCH = date(1970, 1, 1)
@@ -53,6 +57,10 @@ class UsageRow:
     `failures` have a cause. `hit_share` is the part of prompt tokens that were cached, None without any.
     `unpriced` requests used tokens whose price is not known: their cost counts as 0. Of the times to the
     first token, `ttft_mean_s` and the 95th percentile (nearest rank).
+
+    `exact_hits` and `semantic_hits` were given an answer that was kept, which costs nothing; `recall_share`
+    is their part of those for which one was looked for, None without any. What making them took the first
+    time is saved: tokens, money, and seconds of waiting.
     """
 
     group: Mapping[str, str]
@@ -67,6 +75,13 @@ class UsageRow:
     unpriced: int
     ttft_mean_s: float | None
     ttft_p95_s: float | None
+    exact_hits: int
+    semantic_hits: int
+    recall_share: float | None
+    saved_prompt_tokens: int
+    saved_output_tokens: int
+    saved_nanousd: int
+    saved_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +119,11 @@ def usage(database: Database, query: UsageQuery) -> list[UsageRow]:
         func.sum(ledger.cost_nanousd).label("nanousd"),
         func.sum(_unpriced(database)).label("unpriced"),
         func.avg(ledger.ttft_s).label("ttft"),
+        *(func.sum(_if(ledger.recall_outcome == word)).label(word) for word in ("exact", "semantic", "miss")),
+        func.sum(ledger.saved_prompt_tokens).label("saved_prompt"),
+        func.sum(ledger.saved_output_tokens).label("saved_output"),
+        func.sum(ledger.saved_nanousd).label("saved_nanousd"),
+        func.sum(ledger.saved_s).label("saved_s"),
     ]
     groups = _grouped(select(*keys, *figures).select_from(source), database, query, keys)
     groups = groups.order_by(func.sum(ledger.cost_nanousd).desc(), func.count().desc(), *keys).limit(
@@ -117,6 +137,8 @@ def usage(database: Database, query: UsageQuery) -> list[UsageRow]:
         if not row.requests:
             continue  # without dimensions there is a group even of nothing
         key = tuple(row[: len(keys)])
+        hits = int(row.exact) + int(row.semantic)
+        looked = hits + int(row.miss)
         rows.append(
             UsageRow(
                 group=_named(query.by, key),
@@ -131,6 +153,13 @@ def usage(database: Database, query: UsageQuery) -> list[UsageRow]:
                 unpriced=int(row.unpriced),
                 ttft_mean_s=row.ttft,
                 ttft_p95_s=tails.get(key),
+                exact_hits=int(row.exact),
+                semantic_hits=int(row.semantic),
+                recall_share=hits / looked if looked else None,
+                saved_prompt_tokens=int(row.saved_prompt or 0),
+                saved_output_tokens=int(row.saved_output or 0),
+                saved_nanousd=int(row.saved_nanousd or 0),
+                saved_s=row.saved_s or 0.0,
             )
         )
     return rows
@@ -262,9 +291,8 @@ def _dimension(database: Database, name: str) -> ColumnElement[Any]:
     tables = database.tables
     if name == "tag":
         return func.coalesce(tables.request_tags.c.tag, literal(""))
-    if name == "cause":
-        return func.coalesce(tables.requests.c.cause, literal(""))
-    return tables.requests.c[DIMENSIONS[name]]
+    column = tables.requests.c[DIMENSIONS[name]]
+    return func.coalesce(column, literal("")) if name in _MAY_BE_NULL else column
 
 
 def _grouped(

@@ -146,10 +146,6 @@ class Allowances:
                 raise
         return await self._reserve_here(order)
 
-    async def settle(self, hold: Hold, spent: Spent) -> None:
-        """As `settle_soon`."""
-        self.settle_soon(hold, spent)
-
     def settle_soon(self, hold: Hold, spent: Spent) -> None:
         """Put what was used in the place of what was reserved. Waits for nothing and does not fail: what the
         store cannot be told now it is told later. A second settlement of one hold changes nothing."""

@@ -1,4 +1,4 @@
-"""A running server's /admin/cache/..., as commands call it."""
+"""A running server's /admin/cache/... and /admin/recall, as commands call them."""
 
 from __future__ import annotations
 
@@ -43,11 +43,15 @@ class AdminClient:
     """Calls one server. Raises ServerUnreachable where there is no Stockpot at `url`, AdminRefused where it
     does not do what it is asked."""
 
-    def __init__(self, url: str, key: str | None) -> None:
+    def __init__(
+        self, url: str, key: str | None, *, root: str = "/admin/cache/", key_hint: str = "--admin-key"
+    ) -> None:
+        """Paths stand below `root`; `key_hint` is how the key is given here."""
         self._url = url
-        self._root = url.rstrip("/").removesuffix("/v1") + "/admin/cache/"
+        self._key_hint = key_hint
+        self._root = url.rstrip("/").removesuffix("/v1") + root
         if key and not all("!" <= character <= "~" for character in key):
-            raise typer.BadParameter("a key is printable ASCII without spaces", param_hint="--admin-key")
+            raise typer.BadParameter("a key is printable ASCII without spaces", param_hint=key_hint)
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
 
     def get(self, path: str, **query: str | int | None) -> dict[str, Any]:
@@ -101,7 +105,8 @@ class AdminClient:
                 " Give its address with --url."
             )
         if status in (401, 403):
-            message += " Here: in the environment as STOCKPOT_ADMIN_KEY, or with --admin-key."
+            variable = self._key_hint.removeprefix("--").replace("-", "_").upper()
+            message += f" Here: in the environment as STOCKPOT_{variable}, or with {self._key_hint}."
         return AdminRefused(message, status)
 
 

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
-from collections.abc import Coroutine, Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stockpot.cli.bench_report import finish, finish_all, run_measurement, shown_progress
+
 if TYPE_CHECKING:
-    from types import FrameType
-
-    from rich.console import Console
-    from rich.progress import TaskID
-
     from stockpot.bench.peer import Peer
-    from stockpot.bench.progress import BenchProgress
     from stockpot.bench.results import Result
-
-_OUT = Path("bench-results")
 
 _Out = Annotated[
     Path | None,
@@ -54,6 +44,7 @@ def register(app: typer.Typer) -> None:
     _add_eviction(group)
     _add_fleet(group)
     _add_gateway(group)
+    _add_recall(group)
     app.add_typer(group, name="bench")
 
 
@@ -73,9 +64,9 @@ def _add_kv_cost(group: typer.Typer) -> None:
         from stockpot.bench.kv_cost import KvCostPlan, measure_kv_cost
 
         plan = KvCostPlan.quick() if quick else KvCostPlan(turns=turns)
-        with _progress() as progress:
-            result = _run(measure_kv_cost(plan, progress=progress))
-        _finish(result, out)
+        with shown_progress() as progress:
+            result = run_measurement(measure_kv_cost(plan, progress=progress))
+        finish(result, out)
 
 
 def _add_prefix(group: typer.Typer) -> None:
@@ -93,9 +84,9 @@ def _add_prefix(group: typer.Typer) -> None:
         from stockpot.bench.prefix import PrefixPlan, measure_prefix
 
         plan = PrefixPlan.quick() if quick else PrefixPlan()
-        with _progress() as progress:
-            result = _run(measure_prefix(plan, progress=progress))
-        _finish(result, out)
+        with shown_progress() as progress:
+            result = run_measurement(measure_prefix(plan, progress=progress))
+        finish(result, out)
 
 
 def _add_peers(group: typer.Typer) -> None:
@@ -122,11 +113,11 @@ def _add_peers(group: typer.Typer) -> None:
 
         plan = PeersPlan.quick() if quick else PeersPlan(rounds=rounds)
         chosen = _peers(only)
-        with _progress() as progress:
+        with shown_progress() as progress:
             for peer in chosen:
                 peer.prepare(progress)
-            result = _run(measure_peers(plan, chosen, progress=progress))
-        _finish(result, out)
+            result = run_measurement(measure_peers(plan, chosen, progress=progress))
+        finish(result, out)
 
 
 def _add_memory(group: typer.Typer) -> None:
@@ -145,9 +136,9 @@ def _add_memory(group: typer.Typer) -> None:
         from stockpot.bench.memory import MemoryPlan, measure_memory
 
         plan = MemoryPlan.quick() if quick else MemoryPlan(requests=requests)
-        with _progress() as progress:
-            result = _run(measure_memory(plan, progress=progress))
-        _finish(result, out)
+        with shown_progress() as progress:
+            result = run_measurement(measure_memory(plan, progress=progress))
+        finish(result, out)
 
 
 def _add_tiers(group: typer.Typer) -> None:
@@ -174,9 +165,9 @@ def _add_tiers(group: typer.Typer) -> None:
         from stockpot.bench.tiers import TiersPlan, measure_tiers
 
         plan = TiersPlan.quick(disk) if quick else TiersPlan(rounds=rounds, disk_folder=disk)
-        with _progress() as progress:
-            result = _run(measure_tiers(plan, progress=progress))
-        _finish(result, out)
+        with shown_progress() as progress:
+            result = run_measurement(measure_tiers(plan, progress=progress))
+        finish(result, out)
 
 
 def _add_faults(group: typer.Typer) -> None:
@@ -195,9 +186,9 @@ def _add_faults(group: typer.Typer) -> None:
         from stockpot.bench.faults import FaultsPlan, measure_faults
 
         plan = FaultsPlan.quick() if quick else FaultsPlan(rounds=rounds)
-        with _progress() as progress:
-            result = _run(measure_faults(plan, progress=progress))
-        _finish(result, out)
+        with shown_progress() as progress:
+            result = run_measurement(measure_faults(plan, progress=progress))
+        finish(result, out)
 
 
 def _add_soak(group: typer.Typer) -> None:
@@ -216,9 +207,9 @@ def _add_soak(group: typer.Typer) -> None:
         from stockpot.bench.soak import SoakPlan, measure_soak
 
         plan = SoakPlan.quick() if quick else SoakPlan(minutes=minutes)
-        with _progress() as progress:
-            result = _run(measure_soak(plan, progress=progress))
-        _finish(result, out)
+        with shown_progress() as progress:
+            result = run_measurement(measure_soak(plan, progress=progress))
+        finish(result, out)
 
 
 def _add_eviction(group: typer.Typer) -> None:
@@ -237,9 +228,9 @@ def _add_eviction(group: typer.Typer) -> None:
         from stockpot.bench.eviction import EvictionPlan, measure_eviction
 
         plan = EvictionPlan.quick(traces) if quick else EvictionPlan(traces)
-        with _progress() as progress:
+        with shown_progress() as progress:
             result = measure_eviction(plan, progress=progress)
-        _finish(result, out)
+        finish(result, out)
 
 
 def _add_gateway(group: typer.Typer) -> None:
@@ -266,11 +257,11 @@ def _add_gateway(group: typer.Typer) -> None:
 
         plan = OverheadPlan.quick() if quick else OverheadPlan(rounds=rounds)
         others = [LiteLLMPeer(load_settings().cache_dir)] if litellm else []
-        with _progress() as progress:
+        with shown_progress() as progress:
             for peer in others:
                 peer.prepare(progress)
-            result = _run(measure_overhead(plan, others, progress=progress))
-        _finish(result, out)
+            result = run_measurement(measure_overhead(plan, others, progress=progress))
+        finish(result, out)
 
 
 def _add_fleet(group: typer.Typer) -> None:
@@ -292,15 +283,67 @@ def _add_fleet(group: typer.Typer) -> None:
 
         plan = FleetPlan.quick() if quick else FleetPlan(rounds=rounds)
         vllm = VllmWorkers(load_settings().cache_dir)
-        with _progress() as progress:
+        with shown_progress() as progress:
             vllm.prepare(progress)
 
             async def measure() -> Result:
                 async with running_workers(vllm, count=2, progress=progress) as workers:
                     return await measure_fleet(plan, workers, facts=vllm.facts(), progress=progress)
 
-            result = _run(measure())
-        _finish(result, out)
+            result = run_measurement(measure())
+        finish(result, out)
+
+
+def _add_recall(group: typer.Typer) -> None:
+    @group.command()
+    def recall(
+        *,
+        only: Annotated[
+            list[str] | None,
+            typer.Option("--only", help="fow, stream or speed; may be given several times. [default: all]"),
+        ] = None,
+        stream: Annotated[
+            list[Path] | None,
+            typer.Option(
+                help="Labelled texts, CSV with text,category; may be given several times."
+                " [default: ../shared/data/banking77/*.csv]",
+                dir_okay=False,
+                exists=True,
+            ),
+        ] = None,
+        shuffles: Annotated[int, typer.Option(min=1, max=1000, help="Orders of the stream.")] = 20,
+        gptcache: Annotated[
+            bool, typer.Option(help="Ask GPTCache too; installed in the cache folder, 240 MB.")
+        ] = True,
+        out: _Out = None,
+        quick: _Quick = False,
+    ) -> None:
+        """Kept answers: wrong ones on traps and in labelled streams, beside other caches, and times.
+
+        fow: pairs of questions and of conversations, half of them traps (package fow-cache), beside cosine
+        thresholds, GPTCache and RedisVL's rule. stream: labelled texts in random order; does the share of
+        wrong answers stay below max_error? speed: exact hits over HTTP, decisions at 100,000 entries, what a
+        miss adds to a generation. Takes about twenty minutes. Exits with 1 where a floor is missed.
+        """
+        from stockpot.bench.recall.parts import PARTS, Part, measure_parts
+
+        unknown = [name for name in only or () if name not in PARTS]
+        if unknown:
+            raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(PARTS)}", param_hint="--only")
+        chosen: list[Part] = [part for part in PARTS if not only or part in only]
+        with shown_progress() as progress:
+            results = run_measurement(
+                measure_parts(
+                    chosen,
+                    stream_files=stream,
+                    shuffles=shuffles,
+                    with_gptcache=gptcache,
+                    quick=quick,
+                    progress=progress,
+                )
+            )
+        folder = out or Path("bench-results") / "recall"
+        finish_all([(result, folder / part) for part, result in results.items()])
 
 
 def _peers(only: list[str] | None) -> tuple[Peer, ...]:
@@ -319,80 +362,3 @@ def _peers(only: list[str] | None) -> tuple[Peer, ...]:
         raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(others)}", param_hint="--peer")
     wanted = [others[name] for name in dict.fromkeys(only or others)]
     return (StockpotPeer(), *wanted)
-
-
-def _run(measurement: Coroutine[Any, Any, Result]) -> Result:
-    """Measure; SIGTERM ends it as Ctrl-C does, so that the servers it started end with it."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        signal.raise_signal(signal.SIGINT)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        return asyncio.run(measurement)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _progress() -> Generator[BenchProgress]:
-    """One bar for each piece of work; where nobody watches, a line when each is done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    tasks: dict[str, TaskID] = {}
-    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
-
-        def advance(description: str, done: int, total: int | None, /) -> None:
-            if description not in tasks:
-                tasks[description] = bars.add_task(description)
-            bars.update(tasks[description], completed=done, total=total)
-            if done == total and not console.is_terminal:
-                console.print(f"{description}: done", markup=False, highlight=False)
-
-        yield advance
-
-
-def _finish(result: Result, out: Path | None) -> None:
-    """Show, write, and leave with 1 where a floor is missed."""
-    from rich.console import Console
-
-    from stockpot.bench.charts import can_draw
-    from stockpot.bench.results import write_result
-
-    console = Console()
-    _show(result, console)
-    written = write_result(result, out or _OUT / result.name)
-    console.print("written: " + ", ".join(str(path) for path in written), soft_wrap=True, highlight=False)
-    if result.chart is not None and not can_draw():
-        console.print(
-            "No chart: matplotlib is not installed. Get it with: pip install 'stockpot[bench]'",
-            style="yellow",
-            markup=False,
-        )
-    if not result.passed:
-        raise typer.Exit(1)
-
-
-def _show(result: Result, console: Console) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from stockpot.bench.results import shown
-
-    for table in result.tables[:1]:
-        drawn = Table(title=table.title, title_justify="left", header_style="bold")
-        for column in table.columns:
-            drawn.add_column(column, justify="right")
-        step = max(1, len(table.rows) // 40)  # a table longer than the screen is in the files
-        for row in table.rows[::step]:
-            drawn.add_row(*(Text(shown(cell)) for cell in row))
-        console.print(drawn)
-    for verdict in result.verdicts:
-        console.print(Text(verdict.sentence(), style="green" if verdict.met else "red"))
-    for note in (*result.notes, result.idleness.sentence()):
-        console.print(Text(note), soft_wrap=True)

@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
             str,
             typer.Option(
                 help="Group by these, separated by commas: team, model, requested_model, backend, key, tag,"
-                " task, session, user, day, operation, cause."
+                " task, session, user, day, operation, cause, recall."
             ),
         ] = "",
         since: Annotated[
@@ -54,7 +54,8 @@ def register(app: typer.Typer) -> None:
             Path | None, typer.Option(help="Settings as TOML. [default: ./stockpot.toml where it exists]")
         ] = None,
     ) -> None:
-        """Add up the ledger: requests, tokens (fresh, cached, written, output), cost and waiting.
+        """Add up the ledger: requests, tokens (fresh, cached, written, output), cost and waiting;
+        answers given from caches (recall), and what they saved.
 
         Reads the database of these settings itself; no server need run. A running server's last second may
         be missing.
@@ -139,21 +140,36 @@ def _cell(value: Any) -> Any:
 
 
 def _usage_table(rows: Sequence[Mapping[str, Any]], by: Sequence[str]) -> Table:
+    # Columns of recall are there where an answer was looked for.
+    recall = any(row["recall_share"] is not None for row in rows)
     table = _table(
-        by, "requests", "failed", "fresh", "cached", "written", "output", "hits", "cost", "TTFT", "P95"
+        by,
+        *("requests", "failed", "fresh", "cached", "written", "output", "hits", "cost", "TTFT", "P95"),
+        *(("exact", "semantic", "recalled", "saved tokens", "saved wait", "saved") if recall else ()),
     )
     for row in rows:
-        share = row["hit_share"]
         table.add_row(
             *_group(row, by),
             *(f"{row[name]:,}" for name in ("requests", "failures", "fresh_tokens", "cached_tokens")),
             *(f"{row[name]:,}" for name in ("written_tokens", "output_tokens")),
-            "" if share is None else f"{share:.1%}",
+            _share(row["hit_share"]),
             _usd(row["cost_usd"], row["unpriced"]),
             _span(row["ttft_mean_s"]),
             _span(row["ttft_p95_s"]),
+            *(_recalled(row) if recall else ()),
         )
     return table
+
+
+def _recalled(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        f"{row['exact_hits']:,}",
+        f"{row['semantic_hits']:,}",
+        _share(row["recall_share"]),
+        f"{row['saved_prompt_tokens'] + row['saved_output_tokens']:,}",
+        _span(row["saved_s"]),
+        _usd(row["saved_usd"], 0),
+    )
 
 
 def _task_table(rows: Sequence[Mapping[str, Any]], by: Sequence[str]) -> Table:
@@ -197,6 +213,10 @@ def _group(row: Mapping[str, Any], by: Sequence[str]) -> list[str]:
     from stockpot.cli.cache_words import visible
 
     return [visible(row[name]) or "-" for name in by]
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 def _usd(usd: float, unpriced: int) -> str:

@@ -136,6 +136,7 @@ class Account:
             shared=journey.shared,
             notices=tuple(notice.kind for notice in journey.notices),
             cost=self.cost,
+            recalled=journey.recalled,
         )
 
 

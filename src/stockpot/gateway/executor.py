@@ -1,6 +1,7 @@
 """Carries a request along its plan: finds a backend that may be asked, tries it, goes on where it fails.
 
-    run --> single flight --> cascade --> walk: { permit (or wait in line) --> attempt }  until one answers
+    run --> single flight --> recall --> cascade --> walk: { permit (or wait in line) --> attempt }
+                                                     until one answers
 
 A failure is followed by another attempt only before the first token has been passed on; after that an error
 ends the stream as an error, and no answer is ever put together from two.
@@ -13,10 +14,17 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from stockpot.clock import Clock
-from stockpot.errors import DeadlineExceeded, QueueFull, StockpotError, UnknownModel, UpstreamError
+from stockpot.errors import (
+    DeadlineExceeded,
+    NotCached,
+    QueueFull,
+    StockpotError,
+    UnknownModel,
+    UpstreamError,
+)
 from stockpot.events import Event, Notice, Queued
 from stockpot.gateway.attempts import AttemptStream, Item, remaining_s
 from stockpot.gateway.cascade import Classifiers, run_cascade
@@ -31,6 +39,9 @@ from stockpot.requests import AnyRequest, EmbeddingRequest, Embeddings, Generati
 from stockpot.routing.member import Member
 from stockpot.routing.plan import Candidate, Placement, RoutePlan
 from stockpot.settings_gateway import ResilienceSettings
+
+if TYPE_CHECKING:
+    from stockpot.recall.recall import Recall
 
 _SERVING_KNOWN_FOR_S = 1.0
 _LOOK_AGAIN_S = 1.0
@@ -53,11 +64,13 @@ class Executor:
         settings: ResilienceSettings,
         clock: Clock,
         *,
+        recall: Recall | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._placement = placement
         self._settings = settings
         self._clock = clock
+        self._recall = recall
         self._sleep = sleep
         self._conditions: dict[str, Condition] = {
             member.name: Condition(member, settings, clock) for member in members
@@ -118,8 +131,20 @@ class Executor:
         """
         self._budget.deposit()
         make = partial(self._make, plan, request, span)
-        if self._settings.single_flight and is_shareable(request):
+        shareable = is_shareable(request)
+        if self._recall is not None:
+            make = partial(self._recall.answer, plan, request, make)
+            shareable = shareable or self._recall.shares_sampled
+        elif request.generation.recall.only:
+            raise NotCached(
+                "This server keeps no answers, and 'Cache-Control: only-if-cached' forbids making one; send"
+                " it without."
+            )
+        if self._settings.single_flight and shareable:
             identity = identity_of(plan, request)
+            if identity is not None and self._recall is not None:
+                # A flight may give a kept answer, and its own is kept for others.
+                identity += self._recall.sharing(request)
             if identity is not None:
                 return self._flights.join(identity, make, journey, request.generation.deadline_s)
         return make(journey)

@@ -136,9 +136,17 @@ class Gateway(Backend):
         span: RequestSpan,
     ) -> AsyncGenerator[Event]:
         """Attempts, and guards over what comes back."""
-        return course.guards.answer(
-            request, lambda: self._executor.run(plan, request, journey, span), journey.notices
-        )
+        again = False
+
+        def run() -> AsyncGenerator[Event]:
+            nonlocal request, again
+            if again:
+                # A guard did not like the answer: the same one, kept, is no other.
+                request = _without_recall(request)
+            again = True
+            return self._executor.run(plan, request, journey, span)
+
+        return course.guards.answer(request, run, journey.notices)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         course, account = self._course, Account(request, Journey(self._clock.monotonic()), self._clock)
@@ -225,6 +233,7 @@ class Gateway(Backend):
             cost.source,
             journey.shared,
             tuple(journey.notices),
+            journey.recalled,
         )
         return replace(event, timings=account.timings(event.timings), delivery=delivery)
 
@@ -299,6 +308,11 @@ class Gateway(Backend):
 
     def _embedded(self) -> Member | None:
         return next((member for member in self._course.members if member.name == EMBEDDED), None)
+
+
+def _without_recall(request: GenerationRequest) -> GenerationRequest:
+    recall = replace(request.generation.recall, read=False)
+    return replace(request, generation=replace(request.generation, recall=recall))
 
 
 def _asking(model: str) -> ChatRequest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from stockpot.events import Notice
+from stockpot.events import Notice, Recalled
 from stockpot.records import Attempt
 
 
@@ -15,7 +15,7 @@ class Journey:
     `arrived_s` is monotonic; all other times count from it. `first_token_s` is when the first delta of the
     answer that was delivered came. `model` and `backend` are those that answer (or were tried last);
     `shared`: the answer is another request's. `tries` counts the attempts that were begun; `attempts` holds
-    those that are over.
+    those that are over. `recalled` is what the caches of answers did.
     """
 
     arrived_s: float
@@ -27,3 +27,4 @@ class Journey:
     backend: str = ""
     shared: bool = False
     tries: int = 0
+    recalled: Recalled | None = None

@@ -87,7 +87,7 @@ class _Flight:
         remains who it is."""
         self.settled = True
         own = self.journey
-        traveller.model, traveller.backend = own.model, own.backend
+        traveller.model, traveller.backend, traveller.recalled = own.model, own.backend, own.recalled
         traveller.notices.extend(notice for notice in own.notices if notice not in traveller.notices)
         traveller.shared = traveller is not self.payer
         if traveller.shared:

@@ -3,6 +3,8 @@
 The conventions are those of semantic-conventions 1.44, the state in which they moved to a repository of their
 own (open-telemetry/semantic-conventions-genai); their stability is "development". They know no gateway: the
 span of a request is of kind SERVER here, each attempt below it is the inference span (CLIENT) they describe.
+They know no caches of answers either: `stockpot.recall.*` is on the span of the request, which has no
+attempts below it where an answer was kept.
 """
 
 from __future__ import annotations
@@ -58,6 +60,17 @@ TOKENS_ESTIMATED = "stockpot.usage.estimated"
 COST_USD = "stockpot.cost.usd"
 COST_SOURCE = "stockpot.cost.source"
 QUEUE_S = "stockpot.queue_s"
+RECALL_OUTCOME = "stockpot.recall.outcome"
+RECALL_REASON = "stockpot.recall.reason"
+RECALL_ENTRY = "stockpot.recall.entry"
+RECALL_AGE_S = "stockpot.recall.age_s"
+RECALL_SIMILARITY = "stockpot.recall.similarity"
+RECALL_ERROR_UPPER = "stockpot.recall.error_upper"
+RECALL_WOULD = "stockpot.recall.would"
+RECALL_SAVED_PROMPT_TOKENS = "stockpot.recall.saved_prompt_tokens"
+RECALL_SAVED_OUTPUT_TOKENS = "stockpot.recall.saved_output_tokens"
+RECALL_SAVED_USD = "stockpot.recall.saved_usd"
+RECALL_SAVED_S = "stockpot.recall.saved_s"
 TTFT_S = "stockpot.ttft_s"
 TPOT_S = "stockpot.tpot_s"
 

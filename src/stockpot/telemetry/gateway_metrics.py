@@ -87,7 +87,9 @@ class GatewayMetrics:
                 self._fallbacks.add(model)
         if record.ttft_s is not None:
             self._ttft_s.observe(model, record.ttft_s)
-        if record.tpot_s is not None:
+        # An answer that was kept comes as fast as it is written out, which says nothing of who generates. Its
+        # other times are its client's, and count; `recall_time_to_first_token` has them apart.
+        if record.tpot_s is not None and not (record.recalled and record.recalled.is_hit):
             self._tpot_s.observe(model, record.tpot_s)
         self._queue_s.observe(model, record.queue_s)
         self._total_s.observe(model, record.total_s)
@@ -225,7 +227,11 @@ class GatewayMetrics:
     def _time_families(self) -> Iterable[Metric]:
         for name, text, tallies in (
             ("time_to_first_token", "From arrival to the first token that was delivered.", self._ttft_s),
-            ("time_per_output_token", "Mean time between the output tokens of a request.", self._tpot_s),
+            (
+                "time_per_output_token",
+                "Mean time between the output tokens of a request; of an answer that was kept, none.",
+                self._tpot_s,
+            ),
             ("queue", "Waiting, here and where the backend says so.", self._queue_s),
             ("request_duration", "From arrival to the end, whatever it was.", self._total_s),
         ):

@@ -113,8 +113,29 @@ def _facts(record: RequestRecord) -> dict[str, Field]:
         "total_s": round(record.total_s, 6),
         "cost_usd": record.cost.nanousd / 1e9,
         "cost_source": record.cost.source,
+        **_recall(record),
     }
     return {name: value for name, value in facts.items() if value is not None and value != ""}
+
+
+def _recall(record: RequestRecord) -> dict[str, Field | None]:
+    """What the caches of answers did; what it saved in the line of one request of those that shared it."""
+    recalled = record.recalled
+    if recalled is None:
+        return {}
+    facts: dict[str, Field | None] = {
+        "recall": recalled.outcome,
+        "recall_reason": recalled.reason,
+        "recall_entry": recalled.entry,
+        "recall_similarity": recalled.similarity,
+        "recall_error_upper": recalled.error_upper,
+        "recall_would": recalled.would,
+    }
+    if recalled.is_hit and not record.shared:
+        facts["saved_tokens"] = recalled.saved_prompt_tokens + recalled.saved_completion_tokens
+        facts["saved_usd"] = recalled.saved_nanousd / 1e9
+        facts["saved_s"] = round(recalled.saved_s, 6)
+    return facts
 
 
 def _attempts(record: RequestRecord) -> str:

@@ -12,6 +12,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from stockpot.events import Recalled
 from stockpot.records import Attempt, RequestRecord
 from stockpot.requests import AnyRequest, ChatRequest, CompletionRequest, EmbeddingRequest, Message
 from stockpot.settings_gateway import BackendSettings
@@ -135,6 +136,8 @@ class OtelRequestSpan:
             attributes[names.SHARED] = True
         if record.notices:
             attributes[names.NOTICES] = record.notices
+        if record.recalled is not None:
+            attributes |= _recall(record.recalled, shared=record.shared)
         return attributes
 
 
@@ -175,6 +178,27 @@ class OtelAttemptSpan:
                     span.set_status(Status(StatusCode.ERROR, attempt.cause))
             span.set_attributes(attributes)
         span.end()
+
+
+def _recall(recalled: Recalled, *, shared: bool) -> dict[str, Value]:
+    """What the caches of answers did. What it saved is said once, by the request that is not `shared`."""
+    attributes: dict[str, Value] = {names.RECALL_OUTCOME: recalled.outcome}
+    for name, value in (
+        (names.RECALL_REASON, recalled.reason or None),
+        (names.RECALL_ENTRY, recalled.entry or None),
+        (names.RECALL_AGE_S, recalled.age_s),
+        (names.RECALL_SIMILARITY, recalled.similarity),
+        (names.RECALL_ERROR_UPPER, recalled.error_upper),
+        (names.RECALL_WOULD, recalled.would or None),
+    ):
+        if value is not None:
+            attributes[name] = value
+    if recalled.is_hit and not shared:
+        attributes[names.RECALL_SAVED_PROMPT_TOKENS] = recalled.saved_prompt_tokens
+        attributes[names.RECALL_SAVED_OUTPUT_TOKENS] = recalled.saved_completion_tokens
+        attributes[names.RECALL_SAVED_USD] = recalled.saved_nanousd / 1e9
+        attributes[names.RECALL_SAVED_S] = recalled.saved_s
+    return attributes
 
 
 def _asked(request: AnyRequest, operation: str) -> dict[str, Value]:

@@ -85,6 +85,7 @@ def messages_request(shape: MessagesShape, arrival: Arrival) -> ChatRequest:
             dialect="anthropic",
             extras=extras,
             trace_parent=arrival.trace_parent,
+            recall=arrival.recall,
         ),
     )
 

@@ -25,6 +25,7 @@ from stockpot.wire import (
     routes_keys,
     routes_models,
     routes_operation,
+    routes_recall,
     routes_responses,
 )
 from stockpot.wire.edge import Edge
@@ -89,6 +90,7 @@ def application(service: Service) -> Application:
         routes_accounts,
         routes_keys,
         routes_cache,
+        routes_recall,
         routes_operation,
         openapi,
     ):

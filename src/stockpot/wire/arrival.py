@@ -12,12 +12,14 @@ from starlette.requests import Request
 
 from stockpot.caller import NOBODY, Caller
 from stockpot.errors import Forbidden, RequestError
-from stockpot.requests import Priority
+from stockpot.requests import AS_ALLOWED, Priority, RecallControl
 from stockpot.wire.edge import request_id_of
+from stockpot.wire.recall_control import recall_control
 from stockpot.wire.service import Service
 
 _LABEL_LENGTH_MAX = 128
 _TAGS_MAX = 16
+_READ_TOO = (b"traceparent", b"cache-control")
 _PRIORITIES: dict[str, Priority] = {"high": "high", "normal": "normal", "low": "low"}
 _TRACE_PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -37,6 +39,7 @@ class Arrival:
     priority: Priority = "normal"
     trace_parent: str = ""
     wants_events: bool = False
+    recall: RecallControl = AS_ALLOWED
 
 
 async def arrival_of(service: Service, request: Request, answer_id: str) -> Arrival:
@@ -56,6 +59,7 @@ async def arrival_of(service: Service, request: Request, answer_id: str) -> Arri
         priority=_priority(headers),
         trace_parent=_trace_parent(headers),
         wants_events=_flag(headers, "x-stockpot-events"),
+        recall=recall_control(headers),
     )
 
 
@@ -85,12 +89,14 @@ def _is_label(value: str) -> bool:
 
 
 def _headers_of(request: Request) -> Mapping[str, str]:
-    """The headers that are read here, found in one pass: most requests have none of them."""
-    return {
-        name.decode("latin-1"): value.decode("latin-1")
-        for name, value in request.scope["headers"]
-        if name.startswith(b"x-stockpot-") or name == b"traceparent"
-    }
+    """The headers that are read here, found in one pass: most requests have none of them. Lines of one name
+    are one list (RFC 9110, 5.3): a `no-store` must hold whatever else a proxy adds."""
+    found: dict[str, str] = {}
+    for name, value in request.scope["headers"]:
+        if name.startswith(b"x-stockpot-") or name in _READ_TOO:
+            key, text = name.decode("latin-1"), value.decode("latin-1")
+            found[key] = f"{found[key]}, {text}" if key in found else text
+    return found
 
 
 def _label(headers: Mapping[str, str], name: str) -> str:

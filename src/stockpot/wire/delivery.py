@@ -23,7 +23,7 @@ from stockpot.wire.disconnect import ClientGone, while_connected
 from stockpot.wire.errors import error_event, failure_of, request_id_in, respond
 from stockpot.wire.keep_alive import KeepAlive
 from stockpot.wire.progress import Waiting
-from stockpot.wire.usage import headers_of
+from stockpot.wire.usage import headers_of, recall_headers_of
 
 KEEP_ALIVE_S = 15.0
 """Of silence in a stream, until a comment breaks it."""
@@ -153,7 +153,10 @@ class StreamedAnswer(Response):
             async with aclosing(self._events), while_connected(receive):
                 first = await anext(self._events)
                 begun = True
-                await send({"type": "http.response.start", "status": 200, "headers": list(sse.HEADERS)})
+                headers = list(sse.HEADERS)
+                if isinstance(first, Queued) and first.recalled is not None:
+                    headers += recall_headers_of(first.recalled)
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
                 last = await self._streamed(first, send)
         except ClientGone:
             return

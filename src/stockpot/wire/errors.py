@@ -16,6 +16,7 @@ from stockpot.errors import (
     AllowanceExceeded,
     DeadlineExceeded,
     EngineFailed,
+    NotCached,
     RequestError,
     ShuttingDown,
     StockpotError,
@@ -112,8 +113,10 @@ def respond(error: StockpotError, dialect: Dialect = "openai", *, request_id: st
         headers["retry-after"] = str(max(1, math.ceil(wanted or _DEFAULT_RETRY_AFTER_S)))
     if isinstance(error, Unauthenticated):
         headers["www-authenticate"] = "Bearer"  # RFC 9110, 11.6.1: a 401 says how to authenticate
-    if isinstance(error, DeadlineExceeded) or (isinstance(error, AllowanceExceeded) and wanted is None):
-        # The official clients retry 408 and 429: the same deadline would pass again, the limit not move.
+    never = isinstance(error, DeadlineExceeded | NotCached)
+    if never or (isinstance(error, AllowanceExceeded) and wanted is None):
+        # The official clients retry 408, 429 and 504: the same deadline would pass again, the limit not move,
+        # and nobody makes the answer that is not kept.
         headers["x-should-retry"] = "false"
         headers.pop("retry-after", None)
     return json_response(body_in(error, dialect, request_id), status=error.status, headers=headers)

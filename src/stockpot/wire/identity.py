@@ -91,17 +91,17 @@ class Identity:
         )
 
     async def administrator(self, request: Request) -> str:
-        """The name, for the audit, of a caller that may administer: as `require_admin`, or by the virtual key
-        of an administrator."""
+        """The name, for the audit, of a caller that may administer: by the virtual key of an administrator,
+        or by the settings.
+
+        With an admin key: whoever has it. With other keys and none such: nobody by the settings. Without any:
+        this machine alone, and nothing a proxy or a page in a browser may have sent from here. Raises
+        Unauthenticated for keys that are wrong, Forbidden for those of others, TooManyWrongKeys, and what
+        `Resolver.resolve_admin` raises.
+        """
         key = _key_of(request)
         if self._keys is None or key_id_of(key) is None:
-            if self._admin is None and (self._is_required or await self._are_there_keys()):
-                # What comes from this machine may be anybody's, through a proxy that does not say so.
-                raise Forbidden(
-                    "This server has keys, and is administered with one too: set access.admin_key, or make"
-                    " one with 'stockpot keys create --admin', and send it as 'Authorization: Bearer KEY'."
-                )
-            return self.require_admin(request)
+            return await self._by_the_settings(request)
         address = _address(request)
         if not self._keys.was_good(key):
             self._refuse_after_many(address)
@@ -111,18 +111,18 @@ class Identity:
             self._wrong.count(address)
             raise
 
-    def require_admin(self, request: Request) -> str:
-        """The name, for the audit, of a caller that may administer by the settings.
-
-        With an admin key: whoever has it; raises Unauthenticated for others, Forbidden for tenants. Without
-        one: this machine alone; raises Forbidden for others, and for what a proxy or a page in a browser may
-        have sent from here.
-        """
+    async def _by_the_settings(self, request: Request) -> str:
         if self._admin is not None:
             key = _presented(request, "the admin key")
             if self._configured(key, _address(request)) == "admin":
                 return "admin key"
             raise Forbidden("This key may not administer; use the admin key (access.admin_key).")
+        if self._is_required or await self._are_there_keys():
+            # What comes from this machine may be anybody's, through a proxy that does not say so.
+            raise Forbidden(
+                "This server has keys, and is administered with one too: set access.admin_key, or make"
+                " one with 'stockpot keys create --admin', and send it as 'Authorization: Bearer KEY'."
+            )
         if not _is_local(request):
             raise Forbidden(
                 "Without an admin key the server is administered from its own machine only, directly. Set"

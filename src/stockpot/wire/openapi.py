@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import http
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -70,16 +70,7 @@ def build_document() -> Json:
         "components": {
             "schemas": schemas,
             "parameters": _PARAMETERS,
-            "headers": {
-                "x-request-id": {
-                    "description": "The id the request is logged under: the client's own, or a new one.",
-                    "schema": {"type": "string"},
-                },
-                "retry-after": {
-                    "description": "Seconds until it is worth while to try again.",
-                    "schema": {"type": "integer", "minimum": 1},
-                },
-            },
+            "headers": _HEADERS,
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -115,6 +106,65 @@ _PARAMETERS: Mapping[str, Json] = {
         "description": "1: while a stream waits, events say why, not comments.",
         "schema": {"enum": ["0", "1"]},
     },
+    "cache": {
+        "name": "cache-control",
+        "in": "header",
+        "description": "Of answers that are kept (RFC 9111): no-cache, no-store, only-if-cached, max-age=N.",
+        "schema": {"type": "string", "maxLength": 512, "pattern": "^[ -~]*$"},
+        "examples": {"fresh": {"value": "no-cache"}, "recent": {"value": "only-if-cached, max-age=60"}},
+    },
+    "recall": {
+        "name": "x-stockpot-recall",
+        "in": "header",
+        "description": "exact: no kept answer to another question, however alike.",
+        "schema": {"enum": ["exact", "semantic"]},
+    },
+    "max_error": {
+        "name": "x-stockpot-max-error",
+        "in": "header",
+        "description": "The share of wrong answers accepted, where that is less than the operator's.",
+        "schema": {"type": "string", "pattern": r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"},
+    },
+    "recall_tags": _label(
+        "x-stockpot-recall-tags", "Labels by which the answer can be taken out again.", characters_max=512
+    ),
+}
+
+
+_RECALLED: Mapping[str, Json] = {
+    "x-stockpot-recall": {
+        "description": "Where answers are kept: whether one was given, to the same request or by meaning.",
+        "schema": {"enum": ["exact", "semantic", "miss", "bypass"]},
+    },
+    "x-stockpot-recall-reason": {
+        "description": "Why it was given or not, a word for programs.",
+        "schema": {"type": "string"},
+    },
+    "x-stockpot-recall-entry": {
+        "description": "The id of the kept answer: the one given, or made of this one.",
+        "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+    },
+    "x-stockpot-recall-similarity": {
+        "description": "The cosine between this question and the nearest that was considered.",
+        "schema": {"type": "string", "pattern": r"^-?[01]\.[0-9]{4}$"},
+    },
+    "age": {
+        "description": "Seconds since the given answer was made (RFC 9111, 5.1).",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+}
+"""What the answers of operations that generate say besides."""
+
+_HEADERS: Mapping[str, Json] = {
+    "x-request-id": {
+        "description": "The id the request is logged under: the client's own, or a new one.",
+        "schema": {"type": "string"},
+    },
+    "retry-after": {
+        "description": "Seconds until it is worth while to try again.",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    **_RECALLED,
 }
 
 
@@ -157,7 +207,10 @@ def _responses(operation: Operation) -> Json:
             # Of a stream some take the schema to be an event's, others the text's: none holds for both.
             is_stream = operation.text == "text/event-stream"
             content[operation.text] = {"schema": {} if is_stream else {"type": "string"}}
-        responses[str(operation.success)] = _response(operation.success, content)
+        generates = operation.text == "text/event-stream"
+        responses[str(operation.success)] = _response(
+            operation.success, content, _RECALLED if generates else ()
+        )
     for status in sorted({*operation.refusals, 500}):
         body = "AnthropicErrorBody" if operation.dialect == "anthropic" else "ErrorBody"
         schema = {"$ref": f"{_SCHEMAS}answer.{body}"}
@@ -168,10 +221,11 @@ def _responses(operation: Operation) -> Json:
     return responses
 
 
-def _response(status: int, content: Json) -> Json:
-    headers = {"x-request-id": {"$ref": "#/components/headers/x-request-id"}}
+def _response(status: int, content: Json, more_headers: Iterable[str] = ()) -> Json:
+    names = ["x-request-id", *more_headers]
     if status in _RETRYABLE:
-        headers["retry-after"] = {"$ref": "#/components/headers/retry-after"}
+        names.append("retry-after")
+    headers = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
     response: Json = {"description": http.HTTPStatus(status).phrase, "headers": headers}
     if content:
         response["content"] = content

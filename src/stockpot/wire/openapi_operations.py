@@ -23,6 +23,7 @@ from stockpot.wire.shapes_cache import ExportShape, InvalidateShape, NoFields, P
 from stockpot.wire.shapes_chat import ChatShape
 from stockpot.wire.shapes_completion import CompletionShape, TokenizeShape
 from stockpot.wire.shapes_embeddings import EmbeddingsShape
+from stockpot.wire.shapes_recall import FeedbackShape, InvalidateAnswersShape
 from stockpot.wire.shapes_responses import ResponsesShape
 
 Method = Literal["get", "head", "post", "delete"]
@@ -64,6 +65,7 @@ def operations() -> Iterator[Operation]:
     yield from _accounts()
     yield from _operation()
     yield from _cache()
+    yield from _recall()
     yield from _keys()
 
 
@@ -245,6 +247,46 @@ def _cache() -> Iterator[Operation]:
     yield administers("post", "/warm", "Prefill a prompt", (), WarmShape, statuses=(404, 408, 501, 503))
     yield administers("post", "/verify", "Check what the cache holds", (), NoFields, body_required=False)
     yield administers("post", "/export", "Write the cache's blocks to a folder", (), ExportShape)
+
+
+def _recall() -> Iterator[Operation]:
+    yield Operation(
+        "post",
+        "/v1/feedback",
+        "Say that a kept answer was right or wrong",
+        "recall",
+        ("entry", "removed", "learnt"),
+        FeedbackShape,
+        refusals=(*_KNOWN, *_BODY, 404, 501, 503),
+    )
+    limit = {"type": "integer", "minimum": 1, "maximum": 10_000}
+    tenant = {"type": "string", "pattern": "^([a-z0-9][a-z0-9_-]{0,63})?$"}
+    reads: tuple[tuple[str, str, tuple[str, ...], tuple[tuple[str, dict[str, Any]], ...]], ...] = (
+        ("", "What kept answers gave, and how often they were wrong", ("now_s", "hits"), ()),
+        ("/entries", "The answers that are kept", ("entries",), (("limit", limit), ("tenant", tenant))),
+        ("/entries/{entry_id}", "One of them", ("id", "answer"), ()),
+    )
+    for path, summary, answer, query in reads:
+        yield Operation(
+            "get",
+            f"/admin/recall{path}",
+            summary,
+            "recall",
+            answer,
+            query=query,
+            refusals=(*_ADMIN, 404, 501),
+            access="admin",
+        )
+    yield Operation(
+        "post",
+        "/admin/recall/invalidate",
+        "Give some of them no more",
+        "recall",
+        ("removed",),
+        InvalidateAnswersShape,
+        refusals=(*_ADMIN, *_BODY, 501, 503),
+        access="admin",
+    )
 
 
 def _keys() -> Iterator[Operation]:

@@ -91,6 +91,7 @@ def responses_request(shape: ResponsesShape, arrival: Arrival) -> ChatRequest:
             stream=bool(shape.stream),
             extras=_extras(shape),
             trace_parent=arrival.trace_parent,
+            recall=arrival.recall,
         ),
         turns.all(),
         tools=tools,

@@ -10,6 +10,7 @@ from stockpot.accounts.accounts import Accounts
 from stockpot.backends.backend import Backend
 from stockpot.clock import Clock
 from stockpot.identity.key_admin import KeyAdmin
+from stockpot.recall.administration import RecallAdministration
 from stockpot.settings import Settings
 from stockpot.telemetry.metrics import Metrics
 from stockpot.wire.identity import Identity
@@ -18,7 +19,7 @@ from stockpot.wire.identity import Identity
 @dataclass(slots=True)
 class Service:
     """The parts behind the wire; routes own none of them. A reload of the configuration replaces `identity`;
-    `accounts` and `keys` are None where there are no accounts."""
+    `accounts` and `keys` are None where there are no accounts, `recall` where no answers are kept."""
 
     backend: Backend
     settings: Settings
@@ -27,6 +28,7 @@ class Service:
     identity: Identity
     accounts: Accounts | None = None
     keys: KeyAdmin | None = None
+    recall: RecallAdministration | None = None
 
     async def audit(self, actor: str, action: str, target: str, **detail: Any) -> None:
         """Write down what an administrator is about to do, where there is an audit log. Before it is done: no

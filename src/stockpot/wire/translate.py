@@ -266,6 +266,7 @@ def _generation(
         stream=bool(shape.stream),
         extras=extras,
         trace_parent=arrival.trace_parent,
+        recall=arrival.recall,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import UNSET, UnsetType, structs
 
-from stockpot.events import CacheTier, Completed
+from stockpot.events import CacheTier, Completed, Recalled
 from stockpot.wire.shapes_common import TTL_S
 
 _OWN_TIERS: tuple[CacheTier, ...] = ("context", "ram", "disk", "redis")
@@ -54,13 +54,36 @@ class NoticeBody(msgspec.Struct, frozen=True):
     detail: str
 
 
+class SavedBody(msgspec.Struct, frozen=True):
+    """What giving a kept answer spared: tokens, US dollars, seconds."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    usd: float
+    seconds: float
+
+
+class RecallBody(msgspec.Struct, frozen=True):
+    """What the caches of answers did; see `events.Recalled`. What does not apply is left out."""
+
+    outcome: str
+    reason: str
+    entry: str | UnsetType = UNSET
+    age_s: float | UnsetType = UNSET
+    similarity: float | UnsetType = UNSET
+    error_upper: float | UnsetType = UNSET
+    would: str | UnsetType = UNSET
+    saved: SavedBody | UnsetType = UNSET
+
+
 class Extension(msgspec.Struct, frozen=True):
     """Our own `stockpot` beside `usage`: milliseconds from arrival, and which tier held what was cached.
 
     `queue_ms` until the request had its place in the batch, `ttft_ms` until its first token (null where none
     came), `total_ms` until the end. Of a request that went through the gateway also the `model` and `backend`
     that answered, how many attempts it took, its cost in US dollars and whose prices those are, whether the
-    answer was made for another, identical request, and what was changed on the way.
+    answer was made for another, identical request, what was changed on the way, and, where answers are kept,
+    what that did (`recall`).
     """
 
     queue_ms: float
@@ -74,6 +97,7 @@ class Extension(msgspec.Struct, frozen=True):
     cost_source: str | UnsetType = UNSET
     shared: bool | UnsetType = UNSET
     notices: list[NoticeBody] | UnsetType = UNSET
+    recall: RecallBody | UnsetType = UNSET
 
 
 def usage_of(event: Completed) -> UsageBody:
@@ -121,6 +145,28 @@ def extension_of(event: Completed) -> Extension:
         way.cost_source,
         way.shared,
         [NoticeBody(notice.kind, notice.detail) for notice in way.notices],
+        UNSET if way.recalled is None else _recall_of(way.recalled),
+    )
+
+
+def _recall_of(recalled: Recalled) -> RecallBody:
+    saved: SavedBody | UnsetType = UNSET
+    if recalled.is_hit:
+        saved = SavedBody(
+            recalled.saved_prompt_tokens,
+            recalled.saved_completion_tokens,
+            round(recalled.saved_nanousd * _NANO, 9),
+            round(recalled.saved_s, 6),
+        )
+    return RecallBody(
+        recalled.outcome,
+        recalled.reason,
+        recalled.entry or UNSET,
+        UNSET if recalled.age_s is None else round(recalled.age_s, 3),
+        UNSET if recalled.similarity is None else recalled.similarity,
+        UNSET if recalled.error_upper is None else recalled.error_upper,
+        recalled.would or UNSET,
+        saved,
     )
 
 
@@ -134,6 +180,22 @@ def headers_of(event: Completed) -> list[tuple[bytes, bytes]]:
             (b"x-stockpot-backend", _header(way.backend)),
             (b"x-stockpot-cost-usd", b"%.9f" % (way.cost_nanousd * _NANO)),
         ]
+        if way.recalled is not None:
+            headers += recall_headers_of(way.recalled)
+    return headers
+
+
+def recall_headers_of(recalled: Recalled) -> list[tuple[bytes, bytes]]:
+    """What the caches of answers did, for what does not read bodies; `Age` as RFC 9111 (5.1) has it."""
+    headers = [(b"x-stockpot-recall", _header(recalled.outcome))]
+    if recalled.reason:
+        headers.append((b"x-stockpot-recall-reason", _header(recalled.reason)))
+    if recalled.entry:
+        headers.append((b"x-stockpot-recall-entry", _header(recalled.entry)))
+    if recalled.age_s is not None:
+        headers.append((b"age", b"%d" % recalled.age_s))
+    if recalled.similarity is not None:
+        headers.append((b"x-stockpot-recall-similarity", b"%.4f" % recalled.similarity))
     return headers
 
 

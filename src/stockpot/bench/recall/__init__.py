@@ -1,0 +1,1 @@
+"""The proof of recall: errors on labelled data, beside other caches, and times."""
