@@ -19,7 +19,7 @@ from stockpot.guards.counts import GuardCounts
 from stockpot.guards.guards import open_guards
 from stockpot.kv.envelope import Sealing
 from stockpot.kv.service import redis_options
-from stockpot.recall.open_store import open_store
+from stockpot.recall.stores.open_store import open_store
 from stockpot.routing.router import Router
 from stockpot.settings import Settings
 from stockpot.settings_gateway import RouteSettings

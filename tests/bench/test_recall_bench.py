@@ -32,8 +32,8 @@ from stockpot.bench.results import write_result
 from stockpot.bench.workload import WordSource
 from stockpot.cli import bench
 from stockpot.errors import ConfigurationError
-from stockpot.recall.embedder import Embedder
-from stockpot.recall.memory_index import MemoryIndex
+from stockpot.recall.vectors.embedder import Embedder
+from stockpot.recall.vectors.memory_index import MemoryIndex
 
 
 class Words(Embedder):

@@ -6,8 +6,8 @@ from typing import Any
 
 from stockpot.clock import VirtualClock
 from stockpot.recall.entry import Entry
-from stockpot.recall.evidence import Observation
-from stockpot.recall.question import Likeness
+from stockpot.recall.evidence.evidence import Observation
+from stockpot.recall.questions.question import Likeness
 
 START_S = 1_800_000_000.0
 """Where virtual clocks of these tests begin."""

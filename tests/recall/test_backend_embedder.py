@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stockpot.errors import UpstreamError
-from stockpot.recall.backend_embedder import BackendEmbedder
+from stockpot.recall.vectors.backend_embedder import BackendEmbedder
 from stockpot.requests import EmbeddingRequest, Embeddings
 
 

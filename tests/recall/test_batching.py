@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from stockpot.errors import ShuttingDown
-from stockpot.recall.batching import Batcher
-from stockpot.recall.embedder import Vectors
+from stockpot.recall.vectors.batching import Batcher
+from stockpot.recall.vectors.embedder import Vectors
 
 
 async def test_closing_finishes_the_batch_and_tells_who_waits() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stockpot.recall.bounds import (
+from stockpot.recall.evidence.bounds import (
     beta_cdf,
     beta_quantile,
     clopper_pearson,
@@ -15,11 +15,11 @@ from stockpot.recall.bounds import (
     gamma_upper,
     normal_quantile,
 )
-from stockpot.recall.budget import Budget
-from stockpot.recall.calibration import HORIZON, Calibration, Terms
-from stockpot.recall.fitting import fit
-from stockpot.recall.question import Likeness
-from stockpot.recall.support import Support, features_of, support_of
+from stockpot.recall.evidence.budget import Budget
+from stockpot.recall.evidence.calibration import HORIZON, Calibration, Terms
+from stockpot.recall.evidence.fitting import fit
+from stockpot.recall.evidence.support import Support, features_of, support_of
+from stockpot.recall.questions.question import Likeness
 
 TERMS = Terms(0.95)
 

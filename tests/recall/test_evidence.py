@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from stockpot.recall.evidence import Evidence, Observation, Source
-from stockpot.recall.question import Likeness
-from stockpot.recall.support import Support
+from stockpot.recall.evidence.evidence import Evidence, Observation, Source
+from stockpot.recall.evidence.support import Support
+from stockpot.recall.questions.question import Likeness
 from stockpot.settings_recall import SemanticSettings
 
 SURE = Support(agreeing=7, differing=0, margin=0.3, unopposed=True)

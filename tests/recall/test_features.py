@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stockpot.recall.features import read_features
+from stockpot.recall.questions.features import read_features
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stockpot.errors import ConfigurationError
-from stockpot.recall.embedder import Vectors
-from stockpot.recall.index import VectorIndex
-from stockpot.recall.memory_index import MemoryIndex
-from stockpot.recall.numpy_index import NumpyPartition
-from stockpot.recall.pgvector_index import PgvectorIndex
-from stockpot.recall.usearch_index import UsearchPartition
+from stockpot.recall.vectors.embedder import Vectors
+from stockpot.recall.vectors.index import VectorIndex
+from stockpot.recall.vectors.memory_index import MemoryIndex
+from stockpot.recall.vectors.numpy_index import NumpyPartition
+from stockpot.recall.vectors.pgvector_index import PgvectorIndex
+from stockpot.recall.vectors.usearch_index import UsearchPartition
 
 WIDTH = 32
 

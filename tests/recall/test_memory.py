@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.recall.kept import key_of, make_entry
 
 from stockpot.recall.entry import Entry, Selector
-from stockpot.recall.memory import MemoryFront, id_bytes
+from stockpot.recall.stores.memory import MemoryFront, id_bytes
 
 
 @given(

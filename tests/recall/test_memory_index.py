@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stockpot.recall.embedder import Vectors
-from stockpot.recall.memory_index import MemoryIndex
-from stockpot.recall.numpy_index import NumpyPartition
+from stockpot.recall.vectors.embedder import Vectors
+from stockpot.recall.vectors.memory_index import MemoryIndex
+from stockpot.recall.vectors.numpy_index import NumpyPartition
 
 WIDTH = 32
 
@@ -149,8 +149,9 @@ async def test_a_graph_finds_the_nearest_of_clusters_also_after_all_was_replaced
 def test_the_embedder_can_be_loaded_after_a_graph_was_made() -> None:
     # In a process of its own: where the libraries are loaded in the wrong order it dies.
     program = (
-        "import asyncio; from stockpot.recall.usearch_index import UsearchPartition;"
-        "from stockpot.recall.minilm import MiniLm; UsearchPartition(8); asyncio.run(MiniLm().start())"
+        "import asyncio; from stockpot.recall.vectors.usearch_index import UsearchPartition;"
+        "from stockpot.recall.vectors.minilm import MiniLm; UsearchPartition(8);"
+        "asyncio.run(MiniLm().start())"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 

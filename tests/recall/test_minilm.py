@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stockpot.errors import ConfigurationError, EngineFailed
-from stockpot.recall.minilm import DIMENSIONS, MiniLm
+from stockpot.recall.vectors.minilm import DIMENSIONS, MiniLm
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ async def test_rows_come_in_the_order_of_their_texts(embedder: MiniLm) -> None:
 async def test_what_is_kept_may_go_while_others_are_made(
     embedder: MiniLm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stockpot.recall.minilm._KEPT", 2)
+    monkeypatch.setattr("stockpot.recall.vectors.minilm._KEPT", 2)
     first = (await embedder.embed(["first"]))[0]
     mixed = asyncio.create_task(embedder.embed(["first", "not seen before"]))
     others = [asyncio.create_task(embedder.embed([f"pushes it out {n}"])) for n in range(6)]
@@ -101,7 +101,7 @@ async def test_a_model_that_fails_is_an_error_of_ours(monkeypatch: pytest.Monkey
     def fails(*_: object) -> None:
         raise ValueError("out of something")
 
-    monkeypatch.setattr("stockpot.recall.minilm._Model._run", fails)
+    monkeypatch.setattr("stockpot.recall.vectors.minilm._Model._run", fails)
     with pytest.raises(EngineFailed, match="out of something"):
         await embedder.embed(["a text"])
     monkeypatch.undo()

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stockpot.recall.normal_form import normal_form
-from stockpot.recall.question import compare, read_question
-from stockpot.recall.spelling import is_slip
+from stockpot.recall.questions.normal_form import normal_form
+from stockpot.recall.questions.question import compare, read_question
+from stockpot.recall.questions.spelling import is_slip
 
 SAME = """
 Could you tell me how to get a refund? | How do I get a refund?

@@ -15,8 +15,8 @@ import pytest
 
 from stockpot.clock import VirtualClock
 from stockpot.errors import ConfigurationError
-from stockpot.recall.embedder import Vectors
-from stockpot.recall.pgvector_index import PgvectorIndex
+from stockpot.recall.vectors.embedder import Vectors
+from stockpot.recall.vectors.pgvector_index import PgvectorIndex
 
 WIDTH = 24
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stockpot.recall.question import Likeness, compare, read_question
-from stockpot.recall.refusals import refusal_of
+from stockpot.recall.questions.question import Likeness, compare, read_question
+from stockpot.recall.questions.refusals import refusal_of
 
 SAMPLE = (
     "how do i can not the a my order cancel 3 30 pm monday London Paris from to is it open close please hi ,"

@@ -16,14 +16,14 @@ from stockpot.caller import Caller
 from stockpot.clock import VirtualClock
 from stockpot.errors import NotCached, UpstreamError
 from stockpot.events import Completed, Delta, Event, Finished, Queued, Recalled, Started, Timings, Usage
-from stockpot.recall.embedder import Embedder, Vectors
 from stockpot.recall.entry import Selector
-from stockpot.recall.evidence import Evidence
+from stockpot.recall.evidence.evidence import Evidence
 from stockpot.recall.learning import Learner
-from stockpot.recall.memory_index import MemoryIndex
-from stockpot.recall.open_store import open_store
 from stockpot.recall.recall import Recall
 from stockpot.recall.semantic import Semantic
+from stockpot.recall.stores.open_store import open_store
+from stockpot.recall.vectors.embedder import Embedder, Vectors
+from stockpot.recall.vectors.memory_index import MemoryIndex
 from stockpot.records import Attempt
 from stockpot.requests import ChatRequest, Generation, Message, RecallControl, Sampling
 from stockpot.routing.plan import RoutePlan, Step

@@ -14,8 +14,8 @@ from tests.redis_server import RedisServer
 from stockpot.clock import VirtualClock
 from stockpot.errors import ConfigurationError, StockpotError
 from stockpot.recall.entry import Entry, Selector
-from stockpot.recall.open_store import open_store
-from stockpot.recall.store import AnswerStore
+from stockpot.recall.stores.open_store import open_store
+from stockpot.recall.stores.store import AnswerStore
 from stockpot.settings_recall import RecallSettings
 
 pytestmark = pytest.mark.anyio

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stockpot.recall.question import Question, read_question
-from stockpot.recall.refusals import refusal_of
+from stockpot.recall.questions.question import Question, read_question
+from stockpot.recall.questions.refusals import refusal_of
 
 TIME = """
 What's the weather in Lisbon?

@@ -17,8 +17,8 @@ from tests.recall.kept import START_S, key_of, make_entry, make_observation
 from stockpot.clock import Clock, SystemClock, VirtualClock
 from stockpot.errors import ConfigurationError, StockpotError
 from stockpot.recall.entry import Entry, Selector
-from stockpot.recall.open_store import open_store
-from stockpot.recall.store import AnswerStore
+from stockpot.recall.stores.open_store import open_store
+from stockpot.recall.stores.store import AnswerStore
 from stockpot.settings_recall import RecallSettings
 
 pytestmark = pytest.mark.anyio
@@ -30,7 +30,7 @@ import asyncio, resource, signal, sys, time
 from pathlib import Path
 from stockpot.clock import SystemClock
 from stockpot.recall.entry import Entry, Selector
-from stockpot.recall.open_store import open_store
+from stockpot.recall.stores.open_store import open_store
 from stockpot.settings_recall import RecallSettings
 
 def entry(number, size):
@@ -237,7 +237,7 @@ async def test_a_file_that_is_damaged_at_work_is_a_miss_and_replaced(tmp_path: P
 async def test_a_locked_file_loses_what_is_put_and_tells_who_invalidates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stockpot.recall.sqlite_file._BUSY_S", 0.05)
+    monkeypatch.setattr("stockpot.recall.stores.sqlite_file._BUSY_S", 0.05)
     clock = VirtualClock(START_S)
     store = opened(tmp_path, clock, memory_bytes=0)
     await store.start()
@@ -280,7 +280,7 @@ async def test_rows_of_another_version_are_left_aside_and_counted(tmp_path: Path
 
 
 async def test_only_the_last_evidence_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stockpot.recall.sqlite_store._KEPT_OBSERVATIONS", 100)
+    monkeypatch.setattr("stockpot.recall.stores.sqlite_store._KEPT_OBSERVATIONS", 100)
     clock = VirtualClock(START_S)
     store = opened(tmp_path, clock)
     await store.start()

@@ -19,8 +19,8 @@ from tests.redis_server import RedisServer
 
 from stockpot.clock import VirtualClock
 from stockpot.recall.entry import Entry, Selector
-from stockpot.recall.open_store import open_store
-from stockpot.recall.store import AnswerStore
+from stockpot.recall.stores.open_store import open_store
+from stockpot.recall.stores.store import AnswerStore
 from stockpot.settings_recall import RecallSettings
 
 pytestmark = pytest.mark.anyio
@@ -177,7 +177,7 @@ async def test_what_was_made_before_an_invalidation_is_not_written_after_it(
 async def test_a_process_that_is_far_behind_forgets_all(
     opened: Callable[..., AnswerStore], clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stockpot.recall.sqlite_store._KEPT_INVALIDATIONS", 5)
+    monkeypatch.setattr("stockpot.recall.stores.sqlite_store._KEPT_INVALIDATIONS", 5)
     one, other = opened(clock), opened(clock)
     await one.start()
     await other.start()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stockpot.recall.question import Likeness, compare, read_question
+from stockpot.recall.questions.question import Likeness, compare, read_question
 
 data = pytest.importorskip("fow_cache.data")
 

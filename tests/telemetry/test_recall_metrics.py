@@ -12,7 +12,7 @@ from tests.telemetry.gateway_at_work import attempt, record
 from tests.telemetry.test_metrics import samples, value
 
 from stockpot.events import Recalled, RecallOutcome
-from stockpot.recall.store import StoreStats
+from stockpot.recall.stores.store import StoreStats
 from stockpot.telemetry.metrics import Metrics
 from stockpot.telemetry.recall_metrics import Audited, RecallFigures, RecallMetrics
 

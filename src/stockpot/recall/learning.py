@@ -23,11 +23,11 @@ from stockpot.clock import Clock
 from stockpot.errors import StockpotError
 from stockpot.events import Event
 from stockpot.recall.answer import DamagedAnswer, Recorder, StoredAnswer, text_of, unpack
-from stockpot.recall.comparison import same_answer
-from stockpot.recall.embedder import Embedder
-from stockpot.recall.evidence import Evidence, Observation, Source
+from stockpot.recall.evidence.evidence import Evidence, Observation, Source
+from stockpot.recall.questions.comparison import same_answer
 from stockpot.recall.semantic import Candidate, LookUp
-from stockpot.recall.store import AnswerStore
+from stockpot.recall.stores.store import AnswerStore
+from stockpot.recall.vectors.embedder import Embedder
 from stockpot.requests import NO_RECALL, ChatRequest
 from stockpot.settings_recall import SemanticSettings
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from stockpot.clock import Clock
-from stockpot.recall.embedder import Embedder
-from stockpot.recall.evidence import Evidence
-from stockpot.recall.index import VectorIndex
+from stockpot.recall.evidence.evidence import Evidence
 from stockpot.recall.learning import Ask, Learner, Regenerate
-from stockpot.recall.open_store import open_store
 from stockpot.recall.recall import Recall
 from stockpot.recall.semantic import Semantic
+from stockpot.recall.stores.open_store import open_store
+from stockpot.recall.vectors.embedder import Embedder
+from stockpot.recall.vectors.index import VectorIndex
 from stockpot.records import Attempt
 from stockpot.requests import EmbeddingRequest, Embeddings
 from stockpot.settings import Settings
@@ -53,10 +53,10 @@ def open_recall(
 def open_embedder(settings: SemanticSettings, embed: Embed, version: Callable[[str], str]) -> Embedder:
     """Not started yet."""
     if settings.embedding_model is not None:
-        from stockpot.recall.backend_embedder import BackendEmbedder
+        from stockpot.recall.vectors.backend_embedder import BackendEmbedder
 
         return BackendEmbedder(settings.embedding_model, embed, version)
-    from stockpot.recall.minilm import MiniLm
+    from stockpot.recall.vectors.minilm import MiniLm
 
     return MiniLm()
 
@@ -64,9 +64,9 @@ def open_embedder(settings: SemanticSettings, embed: Embed, version: Callable[[s
 def open_index(settings: SemanticSettings) -> VectorIndex:
     """Not started yet. Raises ConfigurationError."""
     if settings.index_url is not None:
-        from stockpot.recall.pgvector_index import PgvectorIndex
+        from stockpot.recall.vectors.pgvector_index import PgvectorIndex
 
         return PgvectorIndex(settings.index_url.get_secret_value())
-    from stockpot.recall.memory_index import MemoryIndex
+    from stockpot.recall.vectors.memory_index import MemoryIndex
 
     return MemoryIndex()

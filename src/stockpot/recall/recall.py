@@ -27,7 +27,7 @@ from stockpot.recall.entry import Entry, Selector
 from stockpot.recall.exact_key import exact_key
 from stockpot.recall.learning import Learner
 from stockpot.recall.semantic import LookUp, Semantic
-from stockpot.recall.store import AnswerStore
+from stockpot.recall.stores.store import AnswerStore
 from stockpot.records import Attempt
 from stockpot.requests import NO_RECALL, ChatRequest, GenerationRequest, RecallControl
 from stockpot.routing.plan import RoutePlan

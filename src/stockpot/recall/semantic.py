@@ -23,14 +23,14 @@ from stockpot.clock import Clock
 from stockpot.errors import ConfigurationError, StockpotError
 from stockpot.events import Recalled, RecallOutcome
 from stockpot.recall.admissible import Scopes
-from stockpot.recall.embedder import Embedder
 from stockpot.recall.entry import Entry, entry_id
-from stockpot.recall.evidence import Evidence, Judgement
+from stockpot.recall.evidence.evidence import Evidence, Judgement
 from stockpot.recall.exact_key import partition_key
-from stockpot.recall.index import Near, VectorIndex
-from stockpot.recall.question import Likeness, Question, compare, read_question
-from stockpot.recall.refusals import refusal_of
-from stockpot.recall.store import AnswerStore
+from stockpot.recall.questions.question import Likeness, Question, compare, read_question
+from stockpot.recall.questions.refusals import refusal_of
+from stockpot.recall.stores.store import AnswerStore
+from stockpot.recall.vectors.embedder import Embedder
+from stockpot.recall.vectors.index import Near, VectorIndex
 from stockpot.requests import ChatRequest, Message
 from stockpot.routing.plan import RoutePlan
 from stockpot.settings_recall import SemanticSettings

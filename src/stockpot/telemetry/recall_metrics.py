@@ -20,7 +20,7 @@ from stockpot.telemetry.families import counter, gauge, histogram
 from stockpot.telemetry.tally import Counts, Histograms
 
 if TYPE_CHECKING:
-    from stockpot.recall.store import StoreStats
+    from stockpot.recall.stores.store import StoreStats
 
 _GIVEN_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.0, 2.5)
 """From 2 ms on those of `gateway_time_to_first_token`, so that one can be taken off the other."""

@@ -22,9 +22,9 @@ from stockpot.bench.recall.pairs import KINDS, Kind, Pair, PairScore, folds, sco
 from stockpot.bench.recall.policies import SCOPE, digest_of, key_of
 from stockpot.bench.recall.semantic_run import KnownVectors, SemanticRun
 from stockpot.bench.results import Cell, Result, Table, Verdict
-from stockpot.recall.embedder import Embedder
-from stockpot.recall.evidence import Evidence, Observation
+from stockpot.recall.evidence.evidence import Evidence, Observation
 from stockpot.recall.semantic import LookUp
+from stockpot.recall.vectors.embedder import Embedder
 from stockpot.settings_recall import SemanticSettings
 
 _COSINES = tuple(np.round(np.arange(0.5, 1.0001, 0.01), 2).tolist())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stockpot.bench.progress import BenchProgress, silent
 from stockpot.errors import ConfigurationError
-from stockpot.recall.embedder import Embedder
+from stockpot.recall.vectors.embedder import Embedder
 
 _BATCH = 32
 _ROWS = 512

@@ -15,8 +15,8 @@ from stockpot.bench.progress import BenchProgress
 from stockpot.bench.stockpot_server import StockpotServer, stockpot_server
 from stockpot.bench.workload import WordSource
 from stockpot.errors import ServerUnreachable
-from stockpot.recall.question import read_question
-from stockpot.recall.refusals import refusal_of
+from stockpot.recall.questions.question import read_question
+from stockpot.recall.questions.refusals import refusal_of
 
 _SYSTEM = "You are a patient assistant. You answer in whole sentences, and say what you are sure of."
 _WORDS = 60

@@ -17,8 +17,8 @@ from stockpot.bench.recall.speed import SpeedPlan, measure_speed
 from stockpot.bench.recall.stream import StreamPlan, measure_stream
 from stockpot.bench.results import Result
 from stockpot.errors import ConfigurationError
-from stockpot.recall.memory_index import MemoryIndex
-from stockpot.recall.minilm import MiniLm
+from stockpot.recall.vectors.memory_index import MemoryIndex
+from stockpot.recall.vectors.minilm import MiniLm
 from stockpot.settings import load_settings
 
 Part = Literal["fow", "stream", "speed"]

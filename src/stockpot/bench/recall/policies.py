@@ -15,9 +15,9 @@ import blake3
 from stockpot.bench.recall.labelled import Kept, LabelledTexts
 from stockpot.bench.recall.tally import Tally
 from stockpot.bench.recall.vcache import VCachePolicy
-from stockpot.recall.evidence import Evidence, Observation
-from stockpot.recall.question import Likeness, Question, compare, read_question
-from stockpot.recall.refusals import refusal_of
+from stockpot.recall.evidence.evidence import Evidence, Observation
+from stockpot.recall.questions.question import Likeness, Question, compare, read_question
+from stockpot.recall.questions.refusals import refusal_of
 from stockpot.settings_recall import SemanticSettings
 
 SCOPE = "bench"

@@ -18,14 +18,14 @@ from stockpot.errors import ConfigurationError
 from stockpot.events import Completed, Delta, Event, Finished, Timings, Usage
 from stockpot.recall.admissible import Scopes
 from stockpot.recall.answer import pack
-from stockpot.recall.embedder import Embedder
 from stockpot.recall.entry import Entry, Selector, entry_id
-from stockpot.recall.evidence import Evidence, Observation
-from stockpot.recall.index import VectorIndex
+from stockpot.recall.evidence.evidence import Evidence, Observation
 from stockpot.recall.learning import Learner
-from stockpot.recall.memory_index import MemoryIndex
 from stockpot.recall.semantic import LookUp, Semantic
-from stockpot.recall.store import AnswerStore, StoreStats
+from stockpot.recall.stores.store import AnswerStore, StoreStats
+from stockpot.recall.vectors.embedder import Embedder
+from stockpot.recall.vectors.index import VectorIndex
+from stockpot.recall.vectors.memory_index import MemoryIndex
 from stockpot.requests import ChatRequest, Generation, Message, Sampling
 from stockpot.routing.plan import RoutePlan, Step
 from stockpot.settings_recall import SemanticSettings

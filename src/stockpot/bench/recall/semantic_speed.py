@@ -17,12 +17,12 @@ from stockpot.bench.recall.policies import key_of
 from stockpot.bench.recall.semantic_run import SemanticRun
 from stockpot.bench.workload import WordSource
 from stockpot.clock import SystemClock
-from stockpot.recall.embedder import Embedder
-from stockpot.recall.evidence import Evidence
-from stockpot.recall.index import Near, VectorIndex
-from stockpot.recall.open_store import open_store
-from stockpot.recall.question import read_question
-from stockpot.recall.refusals import refusal_of
+from stockpot.recall.evidence.evidence import Evidence
+from stockpot.recall.questions.question import read_question
+from stockpot.recall.questions.refusals import refusal_of
+from stockpot.recall.stores.open_store import open_store
+from stockpot.recall.vectors.embedder import Embedder
+from stockpot.recall.vectors.index import Near, VectorIndex
 from stockpot.settings_recall import RecallSettings, SemanticSettings
 
 _WORDS = 7

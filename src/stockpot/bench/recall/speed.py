@@ -13,8 +13,8 @@ from stockpot.bench.recall.miss_speed import MissTimes, time_misses
 from stockpot.bench.recall.semantic_speed import DecisionTimes, time_decisions
 from stockpot.bench.results import Cell, Result, Table, Verdict
 from stockpot.bench.statistics import median, percentile
-from stockpot.recall.embedder import Embedder
-from stockpot.recall.index import VectorIndex
+from stockpot.recall.vectors.embedder import Embedder
+from stockpot.recall.vectors.index import VectorIndex
 
 # Floors of the project.
 _EXACT_P50_MS = 2.0

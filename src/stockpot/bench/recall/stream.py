@@ -25,9 +25,9 @@ from stockpot.bench.recall.stream_worker import (
 from stockpot.bench.recall.tally import Tally
 from stockpot.bench.results import Cell, Result, Table, Verdict
 from stockpot.bench.statistics import mean
-from stockpot.recall.embedder import Embedder
-from stockpot.recall.question import read_question
-from stockpot.recall.refusals import refusal_of
+from stockpot.recall.questions.question import read_question
+from stockpot.recall.questions.refusals import refusal_of
+from stockpot.recall.vectors.embedder import Embedder
 from stockpot.settings_recall import Refusable
 
 _OURS, _OURS_OF_ALL = "ours", "ours, error_of = requests"

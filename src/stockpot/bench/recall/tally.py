@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stockpot.recall.bounds import clopper_pearson
+from stockpot.recall.evidence.bounds import clopper_pearson
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""How often kept answers are wrong, and the bound on it."""

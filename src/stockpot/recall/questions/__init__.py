@@ -1,0 +1,1 @@
+"""What questions ask, read from their words; and whether answers agree."""

@@ -1,0 +1,1 @@
+"""Texts as vectors, and the search for what is near."""
