@@ -266,7 +266,7 @@ async def test_a_stream_is_played_in_processes_of_their_own(tmp_path: Path) -> N
     plan = StreamPlan(shuffles=2, deltas=(0.02, 0.2), thresholds=(0.8, 0.95), through=100)
     result = await measure_stream(plan, texts, labels, Words(), vectors_in=tmp_path)
     assert result.figures["decisions_other_than_the_servers"] == 0
-    assert len(result.tables[0].rows) == 6
+    assert len(result.tables[0].rows) == 8
     assert {row[-1] for row in result.tables[0].rows} == {2}
     assert [verdict.what for verdict in result.verdicts][-1].startswith("decisions other")
     assert write_result(result, tmp_path / "out")

@@ -7,7 +7,7 @@ import asyncio
 import importlib
 import warnings
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -222,8 +222,8 @@ async def test_a_caller_that_gives_up_takes_no_connection_along(url: str) -> Non
         for _ in range(20):
             search = asyncio.create_task(index.search(b"p", row, 1))
             await asyncio.sleep(0.001)
-            search.cancel()
-            with pytest.raises(asyncio.CancelledError):
+            search.cancel()  # it may be over already
+            with suppress(asyncio.CancelledError):
                 await search
         assert len(await index.search(b"p", row, 1)) == 1
         assert index.failures == 0

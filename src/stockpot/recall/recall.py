@@ -411,5 +411,5 @@ class Recall:
                 await self.semantic.forget(entry.partition, entry.key)
             if selector.writer is not None:
                 # Its evidence has left the store with its entries.
-                self.semantic.evidence.rebuild(await self.store.observations())
+                await self.semantic.relearn()
         return removed

@@ -165,7 +165,7 @@ class Semantic:
 
     async def rebuild(self) -> None:
         """Index and calibration from the store of truth. Meanwhile what is not there yet is a miss."""
-        self.evidence.rebuild(await self._store.observations())
+        await self.relearn()
         async for entry in self._store.entries(partitioned=True):
             vector = np.frombuffer(entry.vector, dtype="<f4")
             if entry.context:  # whose vector follows
@@ -176,6 +176,13 @@ class Semantic:
                 if near and near[0].key == entry.key:
                     break
             await self.index.add(entry.partition, entry.key, vector)
+
+    async def relearn(self) -> None:
+        """The calibration anew from what the store has, made in a thread; meanwhile the old one decides."""
+        observations = await self._store.observations()
+        fresh = Evidence(self.settings)
+        await asyncio.to_thread(fresh.rebuild, observations)
+        self.evidence.adopt(fresh)
 
     async def look_up(self, plan: RoutePlan, version: str, request: ChatRequest, scopes: Scopes) -> LookUp:
         """The nearest kept question whose answer may be given."""

@@ -236,6 +236,11 @@ class Evidence:
                 scope.budget.confirmed_before()
             scope.calibration.refit()
 
+    def adopt(self, other: Evidence) -> None:
+        """What `other` knows takes the place of what is known here; `other` is used no more."""
+        self._scopes, self._standings = other._scopes, other._standings
+        self._observations = other._observations
+
     def report(self, scope: str | None = None) -> EvidenceReport:
         """Of one scope, or of all together (then without a curve, for each has its own)."""
         scopes = list(self._scopes.values()) if scope is None else [self._scope(scope)]
@@ -252,9 +257,7 @@ class Evidence:
             observations=sum(len(each.calibration) for each in scopes),
             given=given,
             estimated_error=charged / given if given else 0.0,
-            estimated_error_upper=min(1.0, gamma_upper(charged, charged, self._terms.z) / given)
-            if given
-            else 1.0,
+            estimated_error_upper=_share_upper(charged, given, self._terms.z),
             audited=audited,
             audited_wrong=wrong,
             audited_error=(wrong / audited if audited else 0.0, lower, upper),
@@ -384,6 +387,13 @@ class Evidence:
         ]
         wrong.sort(key=lambda each: (-each.wrong, each.right))
         return tuple(wrong[:_WORST_SHOWN])
+
+
+def _share_upper(charged: float, given: int, z: float) -> float:
+    """The upper bound of the share of wrong ones among `given`, of which `charged` are estimated to be."""
+    if not given:
+        return 1.0
+    return min(1.0, max(charged, count_upper(charged / given, 0.0, given, z)) / given)
 
 
 def _terms_of(settings: SemanticSettings) -> Terms:
