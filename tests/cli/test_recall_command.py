@@ -109,7 +109,6 @@ def refused(app: typer.Typer, url: str, *arguments: str) -> BaseException | None
 
 def test_a_report_for_people_and_for_programs(app: typer.Typer, tmp_path: Path) -> None:
     with serving(tmp_path, one_wrong_hit, **SECTIONS) as url:
-        said(app, url, "entries")  # what is kept is written by then, and counted
         output = said(app, f"{url}/v1", "report")
         figures = json.loads(said(app, url, "report", "--json"))
     for words in (

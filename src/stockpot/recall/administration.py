@@ -36,6 +36,7 @@ class RecallAdministration:
     async def report(self) -> dict[str, Any]:
         """Hits, errors with their bounds, savings, the worst entries."""
         recall = self._recall
+        await recall.store.flush()  # what waits to be written is kept already, to whoever asks
         counts, settings, stored = recall.counts, recall.settings, recall.store.stats()
         found = counts.outcomes
         looked_up = sum(found[outcome] for outcome in ("exact", "semantic", "miss"))

@@ -77,6 +77,9 @@ class HeldEntries(AnswerStore):
     async def observations(self) -> Sequence[Observation]:
         return self._learnt
 
+    async def flush(self) -> None:
+        """Nothing waits."""
+
     def stats(self) -> StoreStats:
         return StoreStats(len(self._entries), sum(entry.size_bytes for entry in self._entries.values()))
 

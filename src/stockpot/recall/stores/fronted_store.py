@@ -83,7 +83,7 @@ class FrontedStore(AnswerStore):
         try:
             await self._reads.call(self._backing.open)
             await self._check()
-            await self._flush()
+            await self.flush()
         except StoreLost as error:
             _LOG.warning(
                 "recall starts without its %s; it is used as soon as it can (%s)", self._backing.name, error
@@ -98,7 +98,7 @@ class FrontedStore(AnswerStore):
         self._wake.set()
         self._hurry.set()
         await task
-        await self._flush()
+        await self.flush()
         if self._checking is not None:
             await asyncio.gather(self._checking, return_exceptions=True)
         await self._backing.close()
@@ -146,12 +146,12 @@ class FrontedStore(AnswerStore):
                 raise StoreLost(f"Not all may have been invalidated. {error} Invalidate again.") from error
             finally:
                 self._forget(selector)  # a read may have brought it back meanwhile
-        await self._flush()  # for the figures
+        await self.flush()  # for the figures
         here |= {entry.key: entry for entry in removed}
         return tuple(here.values())
 
     async def entries(self, *, partitioned: bool = False, limit: int | None = None) -> AsyncIterator[Entry]:
-        await self._flush()
+        await self.flush()
         start: int | None = None
         left = limit
         while left is None or left > 0:
@@ -189,13 +189,21 @@ class FrontedStore(AnswerStore):
             self._hurry.set()
 
     async def observations(self) -> Sequence[Observation]:
-        await self._flush()
+        await self.flush()
         try:
             found, unreadable = await self._reads.call(self._backing.observations)
         except StoreLost:
             return ()
         self._unreadable += unreadable
         return found
+
+    async def flush(self) -> None:
+        """Write what waits; what cannot be written is lost, and counted."""
+        async with self._turn:
+            is_first = True
+            while is_first or self._waiting or self._observations:
+                is_first = False
+                await self._write_some()
 
     def stats(self) -> StoreStats:
         return StoreStats(
@@ -308,17 +316,9 @@ class FrontedStore(AnswerStore):
             self._wake.clear()
             self._hurry.clear()
             try:
-                await self._flush()
+                await self.flush()
             except Exception:  # noqa: BLE001  a fault of this program: what comes later is still written
                 _LOG.exception("recall: answers could not be written")
-
-    async def _flush(self) -> None:
-        """Write what waits; what cannot be written is lost, and counted."""
-        async with self._turn:
-            is_first = True
-            while is_first or self._waiting or self._observations:
-                is_first = False
-                await self._write_some()
 
     async def _write_some(self) -> None:
         size = 0

@@ -83,5 +83,9 @@ class AnswerStore(ABC):
         """The evidence, oldest first: what the calibration is rebuilt from."""
 
     @abstractmethod
+    async def flush(self) -> None:
+        """Write what waits now, so that `stats` are those of this moment."""
+
+    @abstractmethod
     def stats(self) -> StoreStats:
-        """Figures as last known; cheap."""
+        """Figures as last known, without what waits to be written; cheap."""
