@@ -220,11 +220,13 @@ class Semantic:
         for scope, partition in asked.partitions:
             if scope not in scopes.read:
                 continue
+            nearest = await self._nearest(partition, asked.vector)
+            # Together: each may be a read of the store.
+            found = await asyncio.gather(*(self._known_in(scope, partition, each.key) for each in nearest))
             near = [
                 (each, known)
-                for each in await self._nearest(partition, asked.vector)
-                if (known := await self._known_in(scope, partition, each.key)) is not None
-                and not self._is_too_old(known, control.max_age_s)
+                for each, known in zip(nearest, found, strict=True)
+                if known is not None and not self._is_too_old(known, control.max_age_s)
             ]
             pairs = [(each.key, _likeness(asked, each, known)) for each, known in near]
             judged = self.evidence.judge_all(scope, pairs, max_error=control.max_error)

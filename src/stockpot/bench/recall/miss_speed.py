@@ -19,7 +19,6 @@ from stockpot.recall.questions.question import read_question
 from stockpot.recall.questions.refusals import refusal_of
 
 _SYSTEM = "You are a patient assistant. You answer in whole sentences, and say what you are sure of."
-_WORDS = 60
 _TOKENS_MAX = 48
 _WARM_UP = 3
 
@@ -37,8 +36,9 @@ class MissTimes:
     hits: int = 0
 
 
-async def time_misses(questions: int, progress: BenchProgress) -> MissTimes:
-    """No question comes twice; who is asked first changes each time. Raises ServerUnreachable."""
+async def time_misses(questions: int, words: int, progress: BenchProgress) -> MissTimes:
+    """Questions of `words` words, and a few more that stay the same. None comes twice; who is asked first
+    changes each time. Raises ServerUnreachable."""
     times = MissTimes()
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stockpot-bench-"))
@@ -46,9 +46,9 @@ async def time_misses(questions: int, progress: BenchProgress) -> MissTimes:
         off = await stack.enter_async_context(stockpot_server({}))
         # Data of its own: what an earlier run kept would be found again.
         on = await stack.enter_async_context(stockpot_server({"data_dir": folder, "recall": recall}))  # pyright: ignore[reportArgumentType]
-        source = WordSource(31)
+        source = WordSource(31 + words)
         for number in range(questions + _WARM_UP):
-            text = _question(source)
+            text = _question(source, words)
             answers = {server: await _ask(server, text) for server in ((off, on), (on, off))[number % 2]}
             if number >= _WARM_UP:
                 times.off_first_s.append(answers[off].first_s)
@@ -57,7 +57,7 @@ async def time_misses(questions: int, progress: BenchProgress) -> MissTimes:
                 times.on_total_s.append(answers[on].total_s)
                 times.kept += answers[on].kept
                 times.hits += answers[on].hit
-            progress("misses", number + 1, questions + _WARM_UP)
+            progress(f"misses, {words} words", number + 1, questions + _WARM_UP)
     return times
 
 
@@ -69,10 +69,10 @@ class _Answer:
     kept: bool
 
 
-def _question(source: WordSource) -> str:
+def _question(source: WordSource, words: int) -> str:
     """One that is looked for by meaning: some words make it one about a time, for example."""
     while True:
-        text = f"Say in one sentence what these words have in common: {source.text(_WORDS)}."
+        text = f"Say in one sentence what these words have in common: {source.text(words)}."
         if not refusal_of(read_question(text)):
             return text
 

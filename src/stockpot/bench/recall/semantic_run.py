@@ -149,6 +149,12 @@ class SemanticRun:
         while len(self.semantic.index) < self._kept:  # noqa: ASYNC110  an index has no event for it
             await asyncio.sleep(0)
 
+    async def quiet(self) -> None:
+        """Until nothing goes on behind the requests: no graph is being made, no entry waits to be written."""
+        await self.settled()
+        await self.semantic.index.settled()
+        await self.store.flush()
+
 
 async def through_semantic(
     data: LabelledTexts, order: Sequence[int], settings: SemanticSettings, embedder: Embedder, seed: int

@@ -95,8 +95,9 @@ async def _fill(
         run.keep(replace(first, asked=asked), key_of(number))
         if number % _BATCH == 0:
             await run.settled()
+            await run.store.flush()  # it loses what comes faster than it can be written
             progress("fill the cache", number, len(texts))
-    await run.settled()
+    await run.quiet()
     progress("fill the cache", len(texts), len(texts))
 
 
@@ -159,6 +160,9 @@ class _TimedIndex(VectorIndex):
 
     async def remove(self, partition: bytes, key: bytes) -> None:
         await self._inner.remove(partition, key)
+
+    async def settled(self) -> None:
+        await self._inner.settled()
 
     def __len__(self) -> int:
         return len(self._inner)

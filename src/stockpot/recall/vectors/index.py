@@ -48,6 +48,9 @@ class VectorIndex(ABC):
     async def remove(self, partition: bytes, key: bytes) -> None:
         """No longer found. Harmless where it is not there."""
 
+    async def settled(self) -> None:  # noqa: B027
+        """Until what was added lies as it will be searched from now on. Benchmarks wait for it."""
+
     @abstractmethod
     def __len__(self) -> int:
         """Vectors here; of a shared index as last known."""

@@ -101,6 +101,10 @@ class MemoryIndex(VectorIndex):
         if held is not None:
             await self._change(partition, held, lambda form: form.remove(key))
 
+    async def settled(self) -> None:
+        while self._moving:
+            await asyncio.wait(tuple(self._moving))
+
     async def _change(self, partition: bytes, held: _Partition, change: _Change) -> None:
         if held.threaded:
             await self._on_thread(lambda: held.changed(change))
