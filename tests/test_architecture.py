@@ -12,7 +12,7 @@ DOCUMENT = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 
 # A room may import the rooms below it in this list, and those on its own line.
 STOREYS = (
-    {"cli", "bench"},
+    {"cli", "bench", "lessons"},
     {"serving", "serving_recall", "config_watch", "config_check", "config_show"},
     {"runtime"},
     {"wire"},
@@ -21,7 +21,9 @@ STOREYS = (
     {"recall"},
     {"routing"},
     {"guards", "allowances", "identity"},
+    {"doctor"},
     {"accounts"},
+    {"context"},
     {"backends"},
     {"planner"},
     {"models", "engine", "kv"},

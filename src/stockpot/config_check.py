@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from stockpot.settings_gateway import RouteSettings
 from stockpot.settings_problems import nearest, unknown_variables
 from stockpot.settings_recall import RecallSettings
 from stockpot.telemetry.tracing import open_spans
+from stockpot.wire.identity import is_this_machine
 
 OTHER_VARIABLES = ("STOCKPOT_ADMIN_KEY",)
 """Variables of the command line that are no settings."""
@@ -178,7 +178,7 @@ def _trace(settings: Settings) -> None:
 
 def _check_access(settings: Settings, findings: Findings) -> None:
     access = settings.access
-    if access.keys == "auto" and not access.tenants and not _is_loopback(settings.server.host):
+    if access.keys == "auto" and not access.tenants and not is_this_machine(settings.server.host):
         findings.warnings.append(
             f"server.host is {settings.server.host}, and until there is a key, everybody who reaches it may"
             ' call. Set access.keys = "required", and make keys with `stockpot keys create`.'
@@ -274,13 +274,6 @@ def _leads_to(route: RouteSettings) -> list[tuple[str, str]]:
     edges += [("cascade.to", route.cascade.to)] if route.cascade else []
     edges += [("degrade.to", route.degrade.to)] if route.degrade else []
     return edges
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 async def _asks_nobody(model: str, instruction: str, text: str) -> str:

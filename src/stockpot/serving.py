@@ -48,8 +48,9 @@ from stockpot.telemetry.families import counter, gauge
 from stockpot.telemetry.gateway_metrics import GatewayFigures, GatewayMetrics
 from stockpot.telemetry.logs import RequestLog
 from stockpot.telemetry.metrics import Metrics
+from stockpot.telemetry.recording import Recording
 from stockpot.telemetry.tracing import open_spans
-from stockpot.wire.identity import Identity
+from stockpot.wire.identity import Identity, is_this_machine
 from stockpot.wire.service import Service
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Serving:
     service: Service
     guard_counts: GuardCounts
     recall: Recall | None
+    recording: Recording | None
     clock: Clock
     _ask: Ask
     _end_tracing: Callable[[], None]
@@ -94,6 +96,8 @@ class Serving:
         await self.placement.start()
         if self.recall is not None:
             await self.recall.start()
+        if self.recording is not None:
+            await self.recording.start()
         await self.executor.start()
         await self.gateway.start()
         self.gateway.course.router.unserved()
@@ -128,6 +132,8 @@ class Serving:
         await self.allowances.close()
         if self.recall is not None:
             await self.recall.close()
+        if self.recording is not None:
+            await self.recording.close()
         if self._resolver is not None:
             self._resolver.close()
         if self.accounts is not None:
@@ -239,6 +245,9 @@ def open_serving(
         recall_metrics = recall_metrics_of(recall)
         families.append(recall_metrics.families)
         told.append(recall_metrics)
+    recording = _recording(settings, lambda: serving.settings)
+    if recording is not None:
+        told.append(recording)
     metrics = Metrics(stats, more=tuple(families))
     gateway = Gateway(
         _course(settings, tuple(members), prices, ask, guard_counts),
@@ -251,6 +260,7 @@ def open_serving(
     service = Service(gateway, settings, metrics, clock, _identity(settings, resolver, clock), accounts, keys)
     if recall is not None:
         service.recall = RecallAdministration(recall, clock)
+    service.recording = recording
     serving = Serving(
         settings=settings,
         gateway=gateway,
@@ -262,6 +272,7 @@ def open_serving(
         service=service,
         guard_counts=guard_counts,
         recall=recall,
+        recording=recording,
         clock=clock,
         _ask=ask,
         _end_tracing=end_tracing,
@@ -321,6 +332,23 @@ def _course(
 
 def _identity(settings: Settings, resolver: Resolver | None, clock: Clock) -> Identity:
     return Identity(settings.access, resolver, teams=_team_limits(settings), clock=clock)
+
+
+def _recording(settings: Settings, now: Callable[[], Settings]) -> Recording | None:
+    wanted, access = settings.telemetry.recording, settings.access
+    alone = is_this_machine(settings.server.host) and access.keys == "auto" and not access.tenants
+    if wanted.mode == "off" or (wanted.mode == "auto" and not alone):
+        return None
+
+    def provider_of(backend: str) -> str:
+        if backend == EMBEDDED:
+            return "stockpot"
+        section = now().backends.get(backend)
+        if section is None:
+            return ""
+        return section.provider or ("anthropic" if section.kind == "anthropic" else section.server)
+
+    return Recording(wanted, provider_of)
 
 
 def _team_limits(settings: Settings) -> dict[str, Limits]:

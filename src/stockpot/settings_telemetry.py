@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, field_validator
@@ -11,6 +12,21 @@ from stockpot.settings_types import Secret, Section
 TRACES_PATH = "/v1/traces"
 
 LogFormat = Literal["text", "json"]
+
+
+class RecordingSettings(Section):
+    """The last requests as they were sent, for `stockpot doctor --live`: prompts, so they stay in memory, and
+    administrators alone may read them. With `path` they are written there too, a line of JSON each."""
+
+    mode: Literal["auto", "on", "off"] = Field(
+        default="auto", description="auto: on where this machine alone is served and nobody needs a key"
+    )
+    requests: int = Field(default=1_000, ge=1, le=100_000, description="held in memory at most")
+    memory_bytes: int = Field(default=64 * 2**20, ge=2**16, description="of bodies held in memory at most")
+    path: Path | None = Field(default=None, description="a file to append them to; None: memory alone")
+    path_bytes: int = Field(
+        default=2**30, ge=2**20, description="then the file becomes NAME.1, in place of the one before it"
+    )
 
 
 class TelemetrySettings(Section):
@@ -34,6 +50,8 @@ class TelemetrySettings(Section):
     log_prompts: bool = Field(
         default=False, description="the text of prompts goes into spans; log lines never have it"
     )
+
+    recording: RecordingSettings = RecordingSettings()
 
     @field_validator("otlp_endpoint")
     @classmethod

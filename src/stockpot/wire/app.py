@@ -26,6 +26,7 @@ from stockpot.wire import (
     routes_models,
     routes_operation,
     routes_recall,
+    routes_requests,
     routes_responses,
 )
 from stockpot.wire.edge import Edge
@@ -91,6 +92,7 @@ def application(service: Service) -> Application:
         routes_keys,
         routes_cache,
         routes_recall,
+        routes_requests,
         routes_operation,
         openapi,
     ):

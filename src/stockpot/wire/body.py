@@ -24,6 +24,7 @@ _FIELDS_OF_ROLE: Mapping[Any, frozenset[str]] = {
     "tool": _MESSAGE_FIELDS | {"tool_call_id"},
 }
 _STREAM_OPTIONS_FIELDS = frozenset({"include_usage", "include_progress"})
+_BODY = "stockpot.body"
 _SHOWN_CHARACTERS = 60
 _PLAUSIBLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
@@ -57,6 +58,11 @@ async def read_extensible(
     return shape_of(fields, shape), extras
 
 
+def body_of(request: Request) -> bytes:
+    """The body that was read, as it was sent."""
+    return request.scope[_BODY]
+
+
 async def read_fields(request: Request, server: ServerSettings) -> dict[str, Any]:
     """The request's body as a JSON object. Raises RequestError where it is none."""
     content_type = request.headers.get("content-type", "")
@@ -69,7 +75,7 @@ async def read_fields(request: Request, server: ServerSettings) -> dict[str, Any
             f"The body has the content type {_shown(content_type)}; send 'Content-Type: application/json'.",
             code="unsupported_content_type",
         )
-    body = await _read(request, server)
+    body = request.scope[_BODY] = await _read(request, server)
     try:
         return _decoded(body)
     except RequestError as error:

@@ -224,20 +224,21 @@ def _is_local(request: Request) -> bool:
     Browsers run here too, with pages from anywhere: an `Origin` tells of one, and so does a name in `Host`
     that somebody has pointed at this machine (DNS rebinding).
     """
-    if request.client is None or not _is_loopback(request.client.host):
+    if request.client is None or not is_this_machine(request.client.host):
         return False
     if "origin" in request.headers or any(name in request.headers for name in _FORWARDING):
         return False
     host = request.headers.get("host", "")
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    return name.lower() == "localhost" or _is_loopback(name)
+    return is_this_machine(name)
 
 
-def _is_loopback(host: str) -> bool:
+def is_this_machine(host: str) -> bool:
+    """Whether a name or an address means the machine itself."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return host.lower() == "localhost"
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return (mapped or address).is_loopback
 

@@ -18,6 +18,7 @@ from stockpot.wire.routes_anthropic import TokenCount
 from stockpot.wire.routes_embeddings import EmbeddingList
 from stockpot.wire.routes_keys import NewKeyShape, RotateShape
 from stockpot.wire.routes_models import ModelBody, ModelList, Tokens
+from stockpot.wire.routes_requests import REQUESTS_MAX, RecordedRequests
 from stockpot.wire.shapes_anthropic import MessagesShape, PromptShape
 from stockpot.wire.shapes_cache import ExportShape, InvalidateShape, NoFields, PinShape, WarmShape
 from stockpot.wire.shapes_chat import ChatShape
@@ -66,6 +67,7 @@ def operations() -> Iterator[Operation]:
     yield from _operation()
     yield from _cache()
     yield from _recall()
+    yield from _requests()
     yield from _keys()
 
 
@@ -247,6 +249,21 @@ def _cache() -> Iterator[Operation]:
     yield administers("post", "/warm", "Prefill a prompt", (), WarmShape, statuses=(404, 408, 501, 503))
     yield administers("post", "/verify", "Check what the cache holds", (), NoFields, body_required=False)
     yield administers("post", "/export", "Write the cache's blocks to a folder", (), ExportShape)
+
+
+def _requests() -> Iterator[Operation]:
+    limit = {"type": "integer", "minimum": 1, "maximum": REQUESTS_MAX}
+    tenant = {"type": "string", "pattern": "^([a-z0-9][a-z0-9_-]{0,63})?$"}
+    yield Operation(
+        "get",
+        "/admin/requests",
+        "The last requests as they were sent, and what came of them",
+        "operation",
+        RecordedRequests,
+        query=(("limit", limit), ("tenant", tenant)),
+        refusals=(*_ADMIN, 501),
+        access="admin",
+    )
 
 
 def _recall() -> Iterator[Operation]:

@@ -34,7 +34,9 @@ def router(service: Service) -> APIRouter:
         answer_id = f"msg_{new_id()}"
         arrival = await arrival_of(service, request, answer_id)
         shape = await read_shape(request, MessagesShape, {}, server)
-        events = service.backend.generate(messages_request(shape, arrival))
+        wanted = messages_request(shape, arrival)
+        service.asked(request, answer_id, "anthropic")
+        events = service.backend.generate(wanted)
         if shape.stream:
             narrator = MessageNarrator(id=answer_id, model=shape.model)
             return StreamedAnswer(events, narrator, dialect="anthropic", progress_events=arrival.wants_events)

@@ -30,6 +30,7 @@ def router(service: Service) -> APIRouter:
         arrival = await arrival_of(service, request, answer_id)
         shape, extras = await read_extensible(request, ChatShape, server)
         wanted = chat_request(shape, arrival, extras)
+        service.asked(request, answer_id, "openai-chat")
         events, created = service.backend.generate(wanted), int(clock.wall())
         if shape.stream:
             narrator = ChatNarrator(
@@ -50,6 +51,7 @@ def router(service: Service) -> APIRouter:
         arrival = await arrival_of(service, request, answer_id)
         shape, extras = await read_extensible(request, CompletionShape, server)
         wanted = completion_request(shape, arrival, extras)
+        service.asked(request, answer_id, "completion")
         events, created = service.backend.generate(wanted), int(clock.wall())
         choices = wanted.generation.choices
         if shape.stream:

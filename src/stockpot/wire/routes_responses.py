@@ -35,6 +35,7 @@ def router(service: Service) -> APIRouter:
         arrival = await arrival_of(service, request, answer_id)
         shape = await read_shape(request, ResponsesShape, {}, server)
         wanted = responses_request(shape, arrival)
+        service.asked(request, answer_id, "openai-responses")
         events = service.backend.generate(wanted)
         begun = response_begun(shape, id=answer_id, created_s=int(clock.wall()))
         logprobs = wants_logprobs(shape)
