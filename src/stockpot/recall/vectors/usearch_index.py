@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stockpot.recall.vectors.embedder import Vectors
 from stockpot.recall.vectors.index import Near
+from stockpot.recall.vectors.runtime import onnx_runtime
 
 _CANDIDATES = 8
 """Times as many are taken from the graph as are wanted: 8 bits misplace neighbours, and those compared again
@@ -30,7 +31,7 @@ class UsearchPartition:
     def __init__(self, dimensions: int) -> None:
         # ONNX Runtime first: the process dies where it is loaded after usearch (2.26 and 1.32, Linux), by
         # whoever it is.
-        import onnxruntime  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        onnx_runtime()
         from usearch.index import Index
 
         index: Any = Index  # has no types worth the name
