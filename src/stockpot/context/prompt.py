@@ -19,6 +19,9 @@ from stockpot.requests import TOOLS, CacheBoundary, ChatRequest, Generation, Mes
 
 Section = Literal["system", "tools", "examples", "documents", "log"]
 
+STABLE: tuple[Section, ...] = ("tools", "system", "examples", "documents")
+"""Those that do not grow, in the order in which providers read them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -93,7 +96,7 @@ def in_order(boundaries: Sequence[Boundary]) -> list[Boundary]:
 
 
 _SEPARATOR = "\n\n"
-_READ: tuple[Section, ...] = ("tools", "system", "examples", "documents", "log")
+_READ: tuple[Section, ...] = (*STABLE, "log")
 
 
 def _behind(read: str, turn: Message) -> Message:
