@@ -98,7 +98,7 @@ def test_rendering_is_a_pure_function(steps: list[Step]) -> None:
         play(other, step, number)
     assert one.prompt == other.prompt
     assert one.openai("m") == one.openai("m") == other.openai("m")
-    claude = {"model": "claude-sonnet-4-5", "max_tokens": 10}
+    claude: dict[str, Any] = {"model": "claude-sonnet-4-5", "max_tokens": 10}
     assert one.anthropic(**claude) == other.anthropic(**claude)
 
 

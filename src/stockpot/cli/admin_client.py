@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 from urllib.parse import quote
 
+import msgspec
 import typer
 
 from stockpot.errors import ServerUnreachable, StockpotError
+
+if TYPE_CHECKING:
+    import httpx2
 
 _CONNECT_S = 5.0
 _ANSWER_S = 20.0
@@ -59,6 +63,12 @@ class AdminClient:
         given = {name: value for name, value in query.items() if value is not None}
         return self._call("GET", path, params=given)
 
+    def lines(self, path: str, name: str, **query: str | int | None) -> list[bytes]:
+        """The members of a list at a path, each in JSON as the server wrote it."""
+        given = {key: value for key, value in query.items() if value is not None}
+        content = self._response("GET", path, answer_s=_LONG_ANSWER_S, params=given).content
+        return [bytes(each) for each in msgspec.json.decode(content, type=dict[str, list[msgspec.Raw]])[name]]
+
     def post(self, path: str, body: Mapping[str, Any], *, long: bool = False) -> dict[str, Any]:
         """What came of an order; `long` where the answer may take minutes."""
         return self._call("POST", path, json=body, answer_s=_LONG_ANSWER_S if long else _ANSWER_S)
@@ -67,6 +77,10 @@ class AdminClient:
         return self._call("DELETE", path)
 
     def _call(self, method: str, path: str, *, answer_s: float = _ANSWER_S, **content: Any) -> dict[str, Any]:
+        return cast(dict[str, Any], self._response(method, path, answer_s=answer_s, **content).json())
+
+    def _response(self, method: str, path: str, *, answer_s: float, **content: Any) -> httpx2.Response:
+        """A good answer, whose body is a JSON object."""
         import httpx2
 
         address = self._root + path
@@ -92,7 +106,7 @@ class AdminClient:
         except ValueError:
             answer = None
         if response.is_success and isinstance(answer, dict):
-            return cast(dict[str, Any], answer)
+            return response
         raise self._refusal(address, response.status_code, answer)
 
     def _refusal(self, address: str, status: int, answer: Any) -> StockpotError:

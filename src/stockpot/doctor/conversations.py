@@ -1,0 +1,287 @@
+"""Groups requests into conversations, and each with the earlier request whose prefix it should have shared.
+
+A request goes on with a conversation if it holds the last message of that conversation's last request; if
+history was changed, if most of its messages are the same. One that goes on with none begins a conversation,
+and is paired with the last request of its family: the same program, which has the same tools and the same
+system prompt but for what moves on in it. Tenants never meet.
+
+What is known is bounded, in conversations and in bytes: those used longest ago are forgotten.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict, deque
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+from stockpot.context.volatile import without_volatile
+from stockpot.doctor.exchange import Exchange, Piece
+from stockpot.doctor.finding import Pair
+
+_CANDIDATES = 8
+_LOOKS_BACK = 64
+_FAMILIES_MAX = 512
+_FAMILIES_COMPARED = 32
+_SIGNATURES_MAX = 4_096
+_SIGNED_CHARACTERS = 20_000
+_ALIKE = 0.5
+_WORDS = re.compile(r"[^\W\d_]{2,}")
+
+
+@dataclass(slots=True)
+class _Conversation:
+    number: int
+    last: Exchange
+    turns: int
+    keys: tuple[int, ...] = ()
+    forgotten: bool = False
+
+
+@dataclass(slots=True)
+class _Family:
+    """`words` of its prompts' beginnings; `last` is the last request that began a conversation or went on
+    with one."""
+
+    words: frozenset[str]
+    last: Exchange
+
+
+@dataclass(slots=True)
+class GroupCounts:
+    """Conversations that were seen, and those let go to stay within bounds."""
+
+    conversations: int = 0
+    forgotten: int = 0
+
+
+@dataclass(slots=True)
+class _Known:
+    conversations: OrderedDict[int, _Conversation] = field(default_factory=OrderedDict[int, _Conversation])
+    size_bytes: int = 0
+
+
+class Conversations:
+    """Not for several threads. `conversations_max` and `memory_bytes` bound what is known."""
+
+    def __init__(self, *, conversations_max: int = 50_000, memory_bytes: int = 256 * 2**20) -> None:
+        self._conversations_max = conversations_max
+        self._memory_bytes = memory_bytes
+        self._known = _Known()
+        self._by_end: dict[int, deque[_Conversation]] = {}
+        self._by_start: dict[int, deque[_Conversation]] = {}
+        self._families: OrderedDict[tuple[str, int], _Family] = OrderedDict()
+        self._signatures: OrderedDict[int, frozenset[str]] = OrderedDict()
+        self.counts = GroupCounts()
+
+    def pairs(self, exchanges: Iterable[Exchange]) -> Iterator[Pair | Exchange]:
+        """In order, each request with its earlier one; those that have none as they are."""
+        for exchange in exchanges:
+            yield self.add(exchange)
+
+    def add(self, exchange: Exchange) -> Pair | Exchange:
+        """One more request."""
+        start = exchange.messages_from()
+        found = self._of(exchange, start)
+        if found is not None:
+            earlier = found.last
+            found.turns += 1
+            self._take(found, exchange, start)
+            family = self._families.get((exchange.tenant, self._family_key(exchange, start)))
+            if family is not None:
+                family.last = exchange
+            return Pair(earlier, exchange, "conversation", found.number, found.turns)
+        self.counts.conversations += 1
+        made = _Conversation(self.counts.conversations, exchange, 1)
+        self._take(made, exchange, start)
+        earlier = self._relative(exchange, start)
+        if earlier is None:
+            return exchange
+        return Pair(earlier, exchange, "family", made.number, 1)
+
+    # Conversations
+
+    def _of(self, exchange: Exchange, start: int) -> _Conversation | None:
+        pieces = exchange.pieces
+        salt = (exchange.tenant, exchange.session, exchange.shape)
+        stop = max(start, len(pieces) - _LOOKS_BACK)
+        for at in range(len(pieces) - 1, stop - 1, -1):
+            candidates = self._by_end.get(hash((salt, pieces[at].key)))
+            if candidates is None:
+                continue
+            best = self._best(candidates, exchange, start)
+            if best is not None:
+                return best
+        if len(pieces) > start:
+            candidates = self._by_start.get(hash((salt, pieces[start].key)))
+            if candidates is not None and (best := self._best(candidates, exchange, start)) is not None:
+                return best
+        if exchange.session:
+            return self._in_session(exchange, start)
+        return None
+
+    def _best(
+        self, candidates: Iterable[_Conversation], exchange: Exchange, start: int
+    ) -> _Conversation | None:
+        """The one of which most is kept, the latest of several; None where too little is."""
+        best, most = None, _ALIKE
+        for each in candidates:
+            if each.forgotten:
+                continue
+            alike = _alike(each.last, exchange, start)
+            if alike < _ALIKE:
+                continue
+            if len(candidates) > 1 and _same_head(each.last, exchange, start):
+                alike += 1.0
+            if alike >= most:
+                best, most = each, alike
+        return best
+
+    def _in_session(self, exchange: Exchange, start: int) -> _Conversation | None:
+        candidates = self._by_start.get(hash((exchange.tenant, exchange.session)))
+        if candidates is None:
+            return None
+        best = self._best(candidates, exchange, start)
+        if best is not None:
+            return best
+        # A session says that it is one conversation, unless another part of the program speaks in it.
+        words = self._words(exchange, start)
+        for each in reversed(candidates):
+            if (
+                not each.forgotten
+                and _overlap(words, self._words(each.last, each.last.messages_from())) > _ALIKE
+            ):
+                longer = len(exchange.pieces) - start >= len(each.last.pieces) - each.last.messages_from()
+                if longer and len(exchange.pieces) - start > 1:
+                    return each
+        return None
+
+    def _take(self, conversation: _Conversation, exchange: Exchange, start: int) -> None:
+        """It is as long as this request from now on."""
+        known = self._known
+        if conversation.number in known.conversations:
+            known.size_bytes -= conversation.last.size_bytes
+            self._unlist(conversation)
+        conversation.last = exchange
+        known.conversations[conversation.number] = conversation
+        known.conversations.move_to_end(conversation.number)
+        known.size_bytes += exchange.size_bytes
+        salt = (exchange.tenant, exchange.session, exchange.shape)
+        keys: list[int] = []
+        if len(exchange.pieces) > start:
+            self._list(self._by_end, hash((salt, exchange.pieces[-1].key)), conversation, keys)
+            self._list(self._by_start, hash((salt, exchange.pieces[start].key)), conversation, keys)
+        if exchange.session:
+            self._list(self._by_start, hash((exchange.tenant, exchange.session)), conversation, keys)
+        conversation.keys = tuple(keys)
+        while (
+            len(known.conversations) > self._conversations_max or known.size_bytes > self._memory_bytes
+        ) and len(known.conversations) > 1:
+            _, oldest = known.conversations.popitem(last=False)
+            known.size_bytes -= oldest.last.size_bytes
+            oldest.forgotten = True
+            self._unlist(oldest)
+            self.counts.forgotten += 1
+
+    def _list(
+        self, index: dict[int, deque[_Conversation]], key: int, conversation: _Conversation, keys: list[int]
+    ) -> None:
+        listed = index.get(key)
+        if listed is None:
+            listed = index[key] = deque(maxlen=_CANDIDATES)
+        listed.append(conversation)
+        keys.append(key)
+
+    def _unlist(self, conversation: _Conversation) -> None:
+        for key in conversation.keys:
+            for index in (self._by_end, self._by_start):
+                listed = index.get(key)
+                if listed is None:
+                    continue
+                if conversation in listed:
+                    listed.remove(conversation)
+                if not listed:
+                    del index[key]
+        conversation.keys = ()
+
+    # Families
+
+    def _relative(self, exchange: Exchange, start: int) -> Exchange | None:
+        """The last request of the same program: of those that begin just so, else of those that are alike."""
+        if not start:
+            return None  # nothing before the conversation: nothing to share
+        key = (exchange.tenant, self._family_key(exchange, start))
+        family = self._families.get(key)
+        if family is not None:
+            earlier, family.last = family.last, exchange
+            self._families.move_to_end(key)
+            return earlier
+        words = self._words(exchange, start)
+        latest = islice(reversed(self._families.items()), _FAMILIES_COMPARED)
+        alike = next(
+            (
+                each.last
+                for (tenant, _), each in latest
+                if tenant == exchange.tenant
+                and each.last.shape == exchange.shape
+                and _overlap(each.words, words) > _ALIKE
+            ),
+            None,
+        )
+        self._families[key] = _Family(words, exchange)
+        if len(self._families) > _FAMILIES_MAX:
+            self._families.popitem(last=False)
+        return alike
+
+    def _family_key(self, exchange: Exchange, start: int) -> int:
+        return hash((exchange.shape, *(piece.key for piece in exchange.pieces[:start])))
+
+    def _words(self, exchange: Exchange, start: int) -> frozenset[str]:
+        """Of tools and system prompt, without what moves on; computed once for each beginning."""
+        key = self._family_key(exchange, start)
+        words = self._signatures.get(key)
+        if words is None:
+            words = _words_of(exchange.pieces[:start])
+            self._signatures[key] = words
+            if len(self._signatures) > _SIGNATURES_MAX:
+                self._signatures.popitem(last=False)
+        return words
+
+
+def _alike(earlier: Exchange, later: Exchange, start: int) -> float:
+    """The share of the earlier conversation's messages that the later one has; 2 where it has all of them, in
+    their places."""
+    first = earlier.messages_from()
+    before, now = earlier.pieces, later.pieces
+    count = len(before) - first
+    if not count:
+        return 0.0
+    if len(now) - start >= count and all(
+        before[first + at].key == now[start + at].key for at in range(count - 1, -1, -1)
+    ):
+        return 2.0
+    keys = {piece.key for piece in now[start:]}
+    shared = sum(piece.key in keys for piece in before[first:])
+    # Of a conversation of which only the newest part is left.
+    return max(shared / count, shared / max(1, len(now) - start) if shared > 1 else 0.0)
+
+
+def _same_head(earlier: Exchange, later: Exchange, start: int) -> bool:
+    """Whether the same stands before both conversations."""
+    if earlier.messages_from() != start:
+        return False
+    return all(earlier.pieces[at].key == later.pieces[at].key for at in range(start))
+
+
+def _words_of(pieces: Iterable[Piece]) -> frozenset[str]:
+    words: set[str] = set()
+    for piece in pieces:
+        text = piece.raw[:_SIGNED_CHARACTERS].decode("utf-8", "replace")
+        words.update(_WORDS.findall(without_volatile(text).lower()))
+    return frozenset(words)
+
+
+def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
+    union = len(one | other)
+    return len(one & other) / union if union else 1.0
