@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -26,7 +26,9 @@ _FAMILIES_MAX = 512
 _FAMILIES_COMPARED = 32
 _SIGNATURES_MAX = 4_096
 _SIGNED_CHARACTERS = 20_000
+_LOOKS_ON = 4
 _ALIKE = 0.5
+_SURE = 3.0
 _WORDS = re.compile(r"[^\W\d_]{2,}")
 
 
@@ -36,7 +38,6 @@ class _Conversation:
     last: Exchange
     turns: int
     keys: tuple[int, ...] = ()
-    forgotten: bool = False
 
 
 @dataclass(slots=True)
@@ -105,18 +106,21 @@ class Conversations:
     def _of(self, exchange: Exchange, start: int) -> _Conversation | None:
         pieces = exchange.pieces
         salt = (exchange.tenant, exchange.session, exchange.shape)
-        stop = max(start, len(pieces) - _LOOKS_BACK)
-        for at in range(len(pieces) - 1, stop - 1, -1):
-            candidates = self._by_end.get(hash((salt, pieces[at].key)))
-            if candidates is None:
-                continue
+        best, most, looked = None, 0.0, 0
+        # "Yes" and "go on" end many conversations: some more places are looked at than the first that hits.
+        for at in range(len(pieces) - 1, max(start, len(pieces) - _LOOKS_BACK) - 1, -1):
+            for each in self._by_end.get(hash((salt, pieces[at].key)), ()):
+                alike = _alike(each.last, exchange, start)
+                if alike >= most and alike >= _ALIKE:
+                    best, most = each, alike
+            looked += most > 0
+            if most >= _SURE or looked > _LOOKS_ON:
+                break
+        if best is None and len(pieces) > start:
+            candidates = self._by_start.get(hash((salt, pieces[start].key)), ())
             best = self._best(candidates, exchange, start)
-            if best is not None:
-                return best
-        if len(pieces) > start:
-            candidates = self._by_start.get(hash((salt, pieces[start].key)))
-            if candidates is not None and (best := self._best(candidates, exchange, start)) is not None:
-                return best
+        if best is not None:
+            return best
         if exchange.session:
             return self._in_session(exchange, start)
         return None
@@ -127,14 +131,7 @@ class Conversations:
         """The one of which most is kept, the latest of several; None where too little is."""
         best, most = None, _ALIKE
         for each in candidates:
-            if each.forgotten:
-                continue
-            alike = _alike(each.last, exchange, start)
-            if alike < _ALIKE:
-                continue
-            if len(candidates) > 1 and _same_head(each.last, exchange, start):
-                alike += 1.0
-            if alike >= most:
+            if (alike := _alike(each.last, exchange, start)) >= most:
                 best, most = each, alike
         return best
 
@@ -148,11 +145,9 @@ class Conversations:
         # A session says that it is one conversation, unless another part of the program speaks in it.
         words = self._words(exchange, start)
         for each in reversed(candidates):
-            if (
-                not each.forgotten
-                and _overlap(words, self._words(each.last, each.last.messages_from())) > _ALIKE
-            ):
-                longer = len(exchange.pieces) - start >= len(each.last.pieces) - each.last.messages_from()
+            first = each.last.messages_from()
+            if _overlap(words, self._words(each.last, first)) > _ALIKE:
+                longer = len(exchange.pieces) - start >= len(each.last.pieces) - first
                 if longer and len(exchange.pieces) - start > 1:
                     return each
         return None
@@ -180,7 +175,6 @@ class Conversations:
         ) and len(known.conversations) > 1:
             _, oldest = known.conversations.popitem(last=False)
             known.size_bytes -= oldest.last.size_bytes
-            oldest.forgotten = True
             self._unlist(oldest)
             self.counts.forgotten += 1
 
@@ -251,7 +245,7 @@ class Conversations:
 
 def _alike(earlier: Exchange, later: Exchange, start: int) -> float:
     """The share of the earlier conversation's messages that the later one has; 2 where it has all of them, in
-    their places."""
+    their places, and 3 where what stands before them is the same, too."""
     first = earlier.messages_from()
     before, now = earlier.pieces, later.pieces
     count = len(before) - first
@@ -260,7 +254,7 @@ def _alike(earlier: Exchange, later: Exchange, start: int) -> float:
     if len(now) - start >= count and all(
         before[first + at].key == now[start + at].key for at in range(count - 1, -1, -1)
     ):
-        return 2.0
+        return _SURE if _same_head(earlier, later, start) else 2.0
     keys = {piece.key for piece in now[start:]}
     shared = sum(piece.key in keys for piece in before[first:])
     # Of a conversation of which only the newest part is left.

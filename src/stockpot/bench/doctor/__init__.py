@@ -1,0 +1,1 @@
+"""How well the doctor names causes, on conversations that were broken on purpose."""
