@@ -257,8 +257,11 @@ def _alike(earlier: Exchange, later: Exchange, start: int) -> float:
         return _SURE if _same_head(earlier, later, start) else 2.0
     keys = {piece.key for piece in now[start:]}
     shared = sum(piece.key in keys for piece in before[first:])
-    # Of a conversation of which only the newest part is left.
-    return max(shared / count, shared / max(1, len(now) - start) if shared > 1 else 0.0)
+    alike = shared / count
+    if shared > 1 and before[-1].key in keys:
+        # It goes on from where the earlier one ended, and what is gone is gone from the beginning.
+        alike = max(alike, _ALIKE, shared / max(1, len(now) - start))
+    return alike
 
 
 def _same_head(earlier: Exchange, later: Exchange, start: int) -> bool:

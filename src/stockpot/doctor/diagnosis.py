@@ -24,7 +24,11 @@ _COUNTS_MAX = 100_000
 _RULES_MAX = 1_000
 _EXCERPT = 48
 _FREE = 0.9
-"""A prompt of which so much was read from a cache, beyond the break, lost nothing by it."""
+"""A prompt of which so much was read from a cache lost nothing."""
+_READ = 0.5
+"""Where so much of what lies behind a break was read all the same, another request had left it there."""
+_OF_A_FAMILY = 0.5
+"""Two conversations of one program have at least so much in common behind the place where they part early."""
 _MESSAGE_TOKENS = 4
 """What a chat template puts around a message, about (OpenAI, "Counting tokens for chat API calls")."""
 _BYTES_PER_TOKEN = 4
@@ -65,7 +69,9 @@ class Diagnosis:
         lost = min(lost, max(0, prompt - kept))
         told = later.usage.cached_tokens if later.usage is not None else None
         cached = min(kept, prompt) if told is None else told
-        is_free = told is not None and told >= _FREE * (kept + lost)
+        is_free = told is not None and told >= kept + _READ * lost
+        if pair.relation == "family" and lost < _OF_A_FAMILY * (self._head_tokens(later) - kept):
+            lost = 0  # programs that have some lines in common
         if lost < self._tokens_min or is_free:
             return Checked(pair, prompt, max(cached, kept), cached, predicted=told is None)
         cause = cause_of(found, earlier, later)
@@ -100,12 +106,15 @@ class Diagnosis:
             rules = self._rules[key] = self._rules_for(*key)
         return rules
 
+    def _head_tokens(self, exchange: Exchange) -> int:
+        return sum(map(self.piece_tokens, exchange.pieces[: exchange.messages_from()]))
+
     def _unbroken(self, pair: Pair, prompt: int) -> Checked:
         earlier, later = pair.earlier, pair.later
         if (parameter := _changed_parameter(earlier, later)) is not None and pair.relation == "conversation":
             return self._whole(pair, prompt, "parameters_changed", parameter)
         if pair.relation == "family":
-            shared = min(prompt, sum(map(self.piece_tokens, later.pieces[: later.messages_from()])))
+            shared = min(prompt, self._head_tokens(later))
         else:
             shared = min(prompt, self.prompt_tokens(earlier))
         rules = self.rules(later)
@@ -133,7 +142,7 @@ class Diagnosis:
         told = later.usage.cached_tokens if later.usage is not None else None
         shared = min(prompt, self.prompt_tokens(earlier))
         lost = shared - (told or 0)
-        if lost < max(self._tokens_min, (1 - _FREE) * shared) or shared < self.rules(later).min_tokens:
+        if lost < max(self._tokens_min, (1 - _FREE) * shared) or shared < self.rules(earlier).min_tokens:
             return Checked(pair, prompt, shared, told or 0, told is None)
         if name == "model":
             texts = earlier.model, later.model

@@ -114,14 +114,14 @@ def _unlike(conversation: Conversation, chance: random.Random) -> None:
 def white_space(conversation: Conversation, chance: random.Random) -> str:
     way = chance.randrange(3)
     for number, turn in enumerate(conversation.turns):
-        text = system_of(turn)
-        if way == 0 and number % 2:
+        text, late = system_of(turn), number >= _from(conversation)
+        if way == 0 and late:
             with_system(turn, text.replace("\n- ", "\n\n- ", 3))
-        elif way == 1 and number % 2:
-            with_system(turn, text.replace(". ", ".  ", 5))
+        elif way == 1 and late:
+            with_system(turn, text.replace(" and ", "  and ").replace(" und ", "  und ").replace(". ", ".  "))
         elif way == 2:
             facts = {"shop": "north", "stock": [1, 2, 3], "open": True}
-            line = json.dumps(facts, indent=2 if number % 2 else None)
+            line = json.dumps(facts, indent=2 if late else None)
             with_system(turn, line + "\n" + text)
     return _SYSTEM
 
@@ -130,7 +130,7 @@ def unicode_form(conversation: Conversation, chance: random.Random) -> str:
     way = chance.randrange(2)
     for number, turn in enumerate(conversation.turns):
         text = "Die Größe der Räder: don't guess, ask the café's owner.\n" + system_of(turn)
-        if number % 2:
+        if number >= _from(conversation):
             text = unicodedata.normalize("NFD", text) if way else text.replace("'", "\u2019")
         with_system(turn, text)
     return _SYSTEM
@@ -165,9 +165,8 @@ def tool_removed(conversation: Conversation, chance: random.Random) -> str:
 
 def tool_reordered(conversation: Conversation, chance: random.Random) -> str:
     del chance
-    for number, turn in enumerate(conversation.turns):
-        if number % 2:
-            turn.body["tools"].reverse()
+    for turn in conversation.turns[_from(conversation) :]:
+        turn.body["tools"].reverse()
     return "tools[]"
 
 
@@ -191,7 +190,8 @@ def system_changed(conversation: Conversation, chance: random.Random) -> str:
 
 
 def history_edited(conversation: Conversation, chance: random.Random) -> str:
-    way = chance.randrange(2)
+    last = conversation.turns[-1].body["messages"]
+    way = chance.randrange(2) if any(each["role"] == "tool" for each in last[:-4]) else 0
     for turn in conversation.turns:
         messages: list[Json] = turn.body["messages"]
         for place, message in enumerate(messages[:-3]):
@@ -217,7 +217,7 @@ def history_truncated(conversation: Conversation, chance: random.Random) -> str:
 
 
 def model_changed(conversation: Conversation, chance: random.Random) -> str:
-    other = "claude-haiku-4-5" if conversation.api == "anthropic" else "gpt-5-mini"
+    other = "claude-sonnet-5" if conversation.api == "anthropic" else "gpt-5-mini"
     del chance
     for turn in conversation.turns[_from(conversation) :]:
         turn.body["model"] = other
@@ -255,10 +255,9 @@ def image_reencoded(conversation: Conversation, chance: random.Random) -> str:
 
 
 def ttl_expired(conversation: Conversation, chance: random.Random) -> str:
+    pause_s = chance.uniform(400, 900) if conversation.api == "anthropic" else chance.uniform(3_700, 9_000)
     for turn in conversation.turns[_from(conversation) :]:
-        turn.at_s += (
-            chance.uniform(3_700, 9_000) if conversation.api != "anthropic" else chance.uniform(400, 900)
-        )
+        turn.at_s += pause_s
     return ""
 
 

@@ -81,7 +81,7 @@ class MarkedCache:
 
 def _text(body: Json) -> bytes:
     system = body.get("instructions") or body.get("system") or ""
-    head = [body.get("model"), body.get("response_format"), body.get("tools")]
+    head = [body.get(name) for name in ("model", "response_format", "text", "tools")]
     turns = body.get("messages") if "messages" in body else body.get("input")
     return (json.dumps(head) + json.dumps(system) + json.dumps(turns)[:-1]).encode()
 

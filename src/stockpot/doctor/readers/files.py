@@ -60,6 +60,12 @@ def read_lines(
     yield from _read(lines, name, counts, year)
 
 
+def _needs_reading(line: bytes) -> bool:
+    """Whether what is the same to a model may be written in two ways: with marks of boundaries or without,
+    with escapes or without."""
+    return b'"cache_control"' in line or b"\\u" in line or not line.isascii()
+
+
 def _opened(name: str) -> IO[bytes] | gzip.GzipFile:
     if name == STDIN:
         return sys.stdin.buffer
@@ -90,9 +96,7 @@ def _read(lines: Iterable[bytes], name: str, counts: ReadCounts, year: int) -> I
                         counts.requests += 1
                         yield each
                     continue
-                found = exchange_of(
-                    read, name, number, len(line), keys=keys, marked=b'"cache_control"' in line
-                )
+                found = exchange_of(read, name, number, len(line), keys=keys, marked=_needs_reading(line))
                 if found is None:
                     counts.skipped["no prompt in it"] += 1
                     continue
