@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stockpot.context.canonical import canonical_json, canonical_text
 from stockpot.context.prompt import Boundary, Document, Prompt, Section
@@ -18,6 +18,12 @@ from stockpot.context.stable import (
 from stockpot.context.state import State, told_text
 from stockpot.errors import StockpotError
 from stockpot.requests import Message, Part, TextPart, Tool, ToolCall
+
+if TYPE_CHECKING:
+    from stockpot.context.budget import Budget, Fitted
+    from stockpot.context.compaction import TokenPrices
+    from stockpot.context.summaries import Summaries
+    from stockpot.context.tokens import TokenCounter
 
 _TTLS_S = {"5m": 300, "1h": 3600}
 _BOUNDARIES_MAX = 64
@@ -209,6 +215,28 @@ class Context:
         fork._told = [_Told({}, None)] * (len(log) + 1)
         fork._open_calls = _open_calls(log)
         return fork
+
+    def fit(
+        self,
+        budget: Budget,
+        counter: TokenCounter,
+        *,
+        summaries: Summaries | None = None,
+        expected_turns: float = 10.0,
+        prices: TokenPrices | None = None,
+    ) -> Fitted:
+        """Bring the prompt within its budget (see `budget.fit`); from then on it is the one that fits. What
+        was trimmed is in the result. Where the log was compacted, facts and state are told anew, whole.
+        Raises BudgetExceeded, and nothing has changed."""
+        from stockpot.context.budget import fit
+
+        fitted = fit(
+            self._prompt, budget, counter, summaries=summaries, expected_turns=expected_turns, prices=prices
+        )
+        if len(fitted.prompt.log) != len(self._prompt.log) or fitted.prompt.log != self._prompt.log:
+            self._told = [_Told({}, None)] * (len(fitted.prompt.log) + 1)
+        self._prompt = fitted.prompt
+        return fitted
 
     # Rendering
 
