@@ -176,6 +176,7 @@ def open_runtime(settings: Settings, *, progress: Progress | None = None) -> Run
         prefill_tokens_beside_decode=settings.engine.prefill_tokens_beside_decode,
         queue_limit=settings.engine.queue_limit,
         cache_enabled=settings.cache.enabled,
+        cache_automatic=settings.cache.automatic,
         block_tokens=settings.cache.block_tokens,
         ram_bytes=ram_bytes,
         check_integrity=settings.engine.check_integrity,

@@ -138,6 +138,16 @@ class CacheSettings(Section):
     """Prefix reuse and its tiers."""
 
     enabled: bool = Field(default=True, description="false: every prompt is computed whole (for comparison)")
+    automatic: bool = Field(
+        default=True,
+        description="false: only what precedes a boundary (`cache_control`) is kept and found, as with"
+        " providers that must be told what to cache",
+    )
+    marker: str = Field(
+        default="// __CACHE_END__",
+        max_length=200,
+        description="a line of a prompt or of instructions that is a boundary, and is taken out; empty: none",
+    )
     block_tokens: int = Field(default=256, ge=8, le=1024)
     ram_bytes: int | None = Field(
         default=None, ge=0, description="None: a quarter of free memory, 4 GiB at most"

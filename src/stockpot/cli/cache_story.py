@@ -25,6 +25,7 @@ _COMPUTED = ("·", "yellow")
 
 _CAUSES: Mapping[str, str] = {
     "never seen": "never seen here before",
+    "not marked": "behind the last boundary, and this server caches only what is marked (cache.automatic)",
     "evicted: capacity": "was here, and was evicted because the tier was full",
     "evicted: quota": "was here, and was evicted because its tenant had its share of RAM",
     "evicted: pressure": "was here, and was evicted because the machine ran short of memory",

@@ -22,7 +22,7 @@ def explain_admission(
     outcomes = tuple(sequence.outcomes)
     divergence: Divergence | None = None
     gaps: tuple[Gap, ...] = ()
-    if tokens < sequence.length - 1:
+    if tokens < sequence.reusable_tokens:
         match = cache.store.match(scope, key)
         node = cache.store.departure(scope, key, match)
         if node is not None:
@@ -32,6 +32,8 @@ def explain_admission(
         gaps = cache.evidence.gaps(
             scope, key, tokens, block_tokens=cache.limits.block_tokens, outcomes=outcomes
         )
+    if sequence.reusable_tokens < sequence.length - 1:
+        gaps = (*gaps, Gap(sequence.reusable_tokens, sequence.length - 1, "not marked"))
     cache.explanations.add(
         Explanation(
             request=task.request_id,

@@ -50,6 +50,7 @@ class EngineLimits:
     prefill_tokens_beside_decode: int = 256
     queue_limit: int = 256
     cache_enabled: bool = True
+    cache_automatic: bool = True
     block_tokens: int = 256
     ram_bytes: int = 2**30
     check_integrity: bool = False
@@ -70,6 +71,7 @@ class EngineCore:
     ) -> None:
         """`cache` is used where the limits enable it; None makes one with RAM alone."""
         self._driver = driver
+        self._limits = limits
         self._sink = sink
         self._observers = tuple(observers)
         self._clock = clock
@@ -111,6 +113,8 @@ class EngineCore:
             shared = token_key(task.prompt[: task.labels.shared_tokens])
             task.scope = self.cache.store.scope(task.labels.tenant, shared)
             task.labels = replace(task.labels, epoch=self.cache.invalidations.latest)
+            if not self._limits.cache_automatic:
+                task.marked_tokens = max((each.tokens for each in task.labels.promises), default=0)
         for sequence in task.sequences:
             self._residency.start_fetch(sequence)
             self._scheduler.add(sequence)

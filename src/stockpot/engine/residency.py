@@ -17,7 +17,7 @@ from stockpot.engine.cell_pool import CellPool
 from stockpot.engine.driver import Driver, OutOfCells, Span
 from stockpot.engine.sequence import Phase, Sequence
 from stockpot.events import CacheTier
-from stockpot.kv.block import BlockId
+from stockpot.kv.block import BlockId, TokenKey
 from stockpot.kv.cache import KVCache
 from stockpot.kv.prefetch import Fetch, TierOutcome
 from stockpot.kv.prefix_tree import Match, Node
@@ -94,14 +94,15 @@ class Residency:
         store, scope = self.store, sequence.task.scope
         if store is None or scope is None:
             return _NOTHING
-        limit = sequence.length - 1
-        tokens = sequence.tokens[:limit]
+        tokens = sequence.tokens[: sequence.reusable_tokens]
         source = leader = None
         shared = pending = 0
         for other in running:
             if other.task.scope is None or not other.task.shareable:
                 continue
             common = scope.common(other.task.scope, other.common_prefix(tokens))
+            if other.task.marked_tokens is not None:
+                common = min(common, other.task.marked_tokens)
             if common > pending:
                 leader, pending = other, common
             if min(common, other.computed) > shared:
@@ -139,7 +140,8 @@ class Residency:
         """Take the sequence out of the context, what it computed into the store, and give up what was
         pinned for it."""
         if sequence.slot is not None:
-            self.save(sequence)
+            # What a preempted sequence computed is for itself, however far it goes.
+            self.save(sequence, sequence.computed_key() if sequence.parked else sequence.kept_key())
             self._driver.cut(sequence.slot)
             self.pool.release(sequence.slot)
             self._free_slots.append(sequence.slot)
@@ -154,16 +156,16 @@ class Residency:
         admitted again or leaves for good."""
         sequence.phase = Phase.WAITING
         key = sequence.computed_key()
+        sequence.parked = True
         self.leave(sequence)
         if self.store is not None and sequence.task.scope is not None:
             sequence.pin = self.store.hold(self.store.match(sequence.task.scope, key))
 
-    def save(self, sequence: Sequence) -> None:
-        """Export what the sequence computed and the store lacks."""
+    def save(self, sequence: Sequence, key: TokenKey) -> None:
+        """Export what the sequence computed of these tokens and the store lacks."""
         scope = sequence.task.scope
         if self.store is None or scope is None or sequence.slot is None:
             return
-        key = sequence.computed_key()
         spans = self.store.missing(scope, key)
         if spans:
             blocks = self._driver.export_spans(sequence.slot, spans)

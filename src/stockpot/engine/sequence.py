@@ -40,6 +40,7 @@ class Task:
 
     `labels` and `scope` say who may reuse its KV and how long it is kept; the scope is set when the engine
     takes the request, None without a cache. `shareable` turns false when something was invalidated since.
+    `marked_tokens`: no more than these leading tokens are kept and found (None: all are).
     """
 
     request_id: str
@@ -56,6 +57,7 @@ class Task:
     client_request: str = ""
     scope: Scope | None = None
     shareable: bool = True
+    marked_tokens: int | None = None
 
     @property
     def done(self) -> bool:
@@ -73,8 +75,8 @@ class Sequence:
 
     __slots__ = (
         "admissions", "capacity", "choice", "computed", "fetch", "fetched", "finish_reason", "join",
-        "last_token_s", "length", "outcomes", "phase", "pin", "sampler", "slot", "task", "text", "tokens",
-        "waited_s",
+        "last_token_s", "length", "outcomes", "parked", "phase", "pin", "sampler", "slot", "task", "text",
+        "tokens", "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -88,6 +90,7 @@ class Sequence:
         self.length = len(task.prompt)
         self.computed = 0
         self.admissions = 0
+        self.parked = False
         self.sampler = sampler
         self.text = text
         self.phase = Phase.WAITING
@@ -133,8 +136,21 @@ class Sequence:
 
     def reusable_key(self) -> TokenKey:
         """The tokens whose KV may come from elsewhere: all but the last, whose logits are wanted."""
-        return token_key(self.tokens[: self.length - 1])
+        return token_key(self.tokens[: self.reusable_tokens])
+
+    @property
+    def reusable_tokens(self) -> int:
+        """How many those are."""
+        marked = self.task.marked_tokens
+        if marked is None or self.parked:  # what it computed before it was preempted is its own
+            return self.length - 1
+        return min(self.length - 1, marked)
 
     def computed_key(self) -> TokenKey:
         """The tokens whose KV the context holds."""
         return token_key(self.tokens[: self.computed])
+
+    def kept_key(self) -> TokenKey:
+        """Those of them that others may find."""
+        marked = self.task.marked_tokens
+        return token_key(self.tokens[: self.computed if marked is None else min(self.computed, marked)])

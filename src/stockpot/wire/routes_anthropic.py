@@ -11,6 +11,7 @@ from stockpot.wire.anthropic_answer import MessageCollector, MessageNarrator
 from stockpot.wire.anthropic_translate import counted_request, messages_request
 from stockpot.wire.arrival import arrival_of, check_model
 from stockpot.wire.body import read_shape
+from stockpot.wire.cache_marker import with_marked_boundaries
 from stockpot.wire.delivery import CollectedAnswer, StreamedAnswer
 from stockpot.wire.edge import new_id
 from stockpot.wire.errors import json_response
@@ -34,7 +35,7 @@ def router(service: Service) -> APIRouter:
         answer_id = f"msg_{new_id()}"
         arrival = await arrival_of(service, request, answer_id)
         shape = await read_shape(request, MessagesShape, {}, server)
-        wanted = messages_request(shape, arrival)
+        wanted = with_marked_boundaries(messages_request(shape, arrival), service.settings.cache.marker)
         service.asked(request, answer_id, "anthropic")
         events = service.backend.generate(wanted)
         if shape.stream:

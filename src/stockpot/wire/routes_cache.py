@@ -9,9 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stockpot.backends.cache_admin import CacheAdmin, InvalidationOrder, PrefixSelector
+from stockpot.context.marker import split_marked
 from stockpot.errors import RequestError
 from stockpot.requests import ChatRequest, Generation
 from stockpot.wire.body import read_shape
+from stockpot.wire.cache_marker import with_marked_boundaries
 from stockpot.wire.errors import json_response
 from stockpot.wire.service import Service
 from stockpot.wire.shapes_cache import (
@@ -143,12 +145,13 @@ def _add_doing(routes: APIRouter, service: Service) -> None:
         admin, model = _admin(service), shape.model or service.backend.models()[0].id
         prompt: ChatRequest | str
         if shape.prompt is not None and shape.messages is None:
-            prompt = shape.prompt
+            prompt = split_marked(shape.prompt, service.settings.cache.marker)[0]
         elif shape.messages is not None and shape.prompt is None:
             arrival = Arrival(
                 f"warm-{uuid.uuid4().hex}", service.settings.engine.request_timeout_s, shape.tenant
             )
-            prompt = chat_request(ChatShape(model=model, messages=shape.messages), arrival)
+            chat = chat_request(ChatShape(model=model, messages=shape.messages), arrival)
+            prompt = with_marked_boundaries(chat, service.settings.cache.marker)
         else:
             raise RequestError("Send either 'messages' or 'prompt'.", param="messages")
         return json_response(await admin.warm(prompt, model=model, tenant=shape.tenant))
@@ -183,12 +186,14 @@ def _prefix(service: Service, shape: PromptStart, tenant: str) -> PrefixSelector
     if shape.given != 1:
         raise RequestError("Send exactly one of 'text', 'tokens' and 'messages'.", param="text")
     chat: ChatRequest | None = None
+    marker = service.settings.cache.marker
     if shape.messages is not None:
         # Boundaries are left out: the tokens are the same without them. What is declared shared belongs to
         # nobody, so it is found with the tenant "".
         generation = Generation(service.backend.models()[0].id, "prefix", tenant=tenant)
-        chat = ChatRequest(generation, messages_of(shape.messages))
-    return PrefixSelector(text=shape.text, tokens=shape.tokens, chat=chat, tenant=tenant)
+        chat = with_marked_boundaries(ChatRequest(generation, messages_of(shape.messages)), marker)
+    text = shape.text if shape.text is None else split_marked(shape.text, marker)[0]
+    return PrefixSelector(text=text, tokens=shape.tokens, chat=chat, tenant=tenant)
 
 
 def _order(service: Service, shape: InvalidateShape, actor: str) -> InvalidationOrder:

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from stockpot.wire.arrival import Arrival, arrival_of
 from stockpot.wire.body import read_extensible
+from stockpot.wire.cache_marker import with_marked_boundaries
 from stockpot.wire.chat_answer import ChatCollector, ChatNarrator
 from stockpot.wire.completion_answer import CompletionCollector, CompletionNarrator
 from stockpot.wire.delivery import CollectedAnswer, StreamedAnswer
@@ -23,13 +24,14 @@ def router(service: Service) -> APIRouter:
     """The routes that generate."""
     routes = APIRouter()
     server, clock = service.settings.server, service.clock
+    marker = service.settings.cache.marker
 
     async def chat(request: Request) -> Response:
         # Made here, not taken from the client's X-Request-Id: backends may rely on its being unique.
         answer_id = f"chatcmpl-{new_id()}"
         arrival = await arrival_of(service, request, answer_id)
         shape, extras = await read_extensible(request, ChatShape, server)
-        wanted = chat_request(shape, arrival, extras)
+        wanted = with_marked_boundaries(chat_request(shape, arrival, extras), marker)
         service.asked(request, answer_id, "openai-chat")
         events, created = service.backend.generate(wanted), int(clock.wall())
         if shape.stream:
@@ -50,7 +52,7 @@ def router(service: Service) -> APIRouter:
         answer_id = f"cmpl-{new_id()}"
         arrival = await arrival_of(service, request, answer_id)
         shape, extras = await read_extensible(request, CompletionShape, server)
-        wanted = completion_request(shape, arrival, extras)
+        wanted = with_marked_boundaries(completion_request(shape, arrival, extras), marker)
         service.asked(request, answer_id, "completion")
         events, created = service.backend.generate(wanted), int(clock.wall())
         choices = wanted.generation.choices

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from stockpot.errors import RequestError
 from stockpot.wire.arrival import arrival_of
 from stockpot.wire.body import read_shape
+from stockpot.wire.cache_marker import with_marked_boundaries
 from stockpot.wire.delivery import CollectedAnswer, StreamedAnswer
 from stockpot.wire.edge import new_id
 from stockpot.wire.responses_answer import ResponseCollector, ResponseNarrator, response_begun
@@ -34,7 +35,7 @@ def router(service: Service) -> APIRouter:
         answer_id = f"resp_{new_id()}"
         arrival = await arrival_of(service, request, answer_id)
         shape = await read_shape(request, ResponsesShape, {}, server)
-        wanted = responses_request(shape, arrival)
+        wanted = with_marked_boundaries(responses_request(shape, arrival), service.settings.cache.marker)
         service.asked(request, answer_id, "openai-responses")
         events = service.backend.generate(wanted)
         begun = response_begun(shape, id=answer_id, created_s=int(clock.wall()))
