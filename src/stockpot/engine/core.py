@@ -71,7 +71,7 @@ class EngineCore:
     ) -> None:
         """`cache` is used where the limits enable it; None makes one with RAM alone."""
         self._driver = driver
-        self._limits = limits
+        self._automatic = limits.cache_automatic
         self._sink = sink
         self._observers = tuple(observers)
         self._clock = clock
@@ -113,7 +113,7 @@ class EngineCore:
             shared = token_key(task.prompt[: task.labels.shared_tokens])
             task.scope = self.cache.store.scope(task.labels.tenant, shared)
             task.labels = replace(task.labels, epoch=self.cache.invalidations.latest)
-            if not self._limits.cache_automatic:
+            if not self._automatic:
                 task.marked_tokens = max((each.tokens for each in task.labels.promises), default=0)
         for sequence in task.sequences:
             self._residency.start_fetch(sequence)
@@ -393,9 +393,7 @@ class EngineCore:
 def _batch(work: list[Work]) -> Batch:
     """The driver's arrays for a step's work."""
     count = sum(each.tokens for each in work)
-    tokens = np.empty(count, np.int32)
-    positions = np.empty(count, np.int32)
-    sequences = np.empty(count, np.int32)
+    tokens, positions, sequences = (np.empty(count, np.int32) for _ in range(3))
     wants_logits = np.zeros(count, np.bool_)
     at = 0
     for each in work:
