@@ -13,7 +13,21 @@ import typer
 from rich.console import Console
 
 from stockpot import __version__
-from stockpot.cli import audit, bench, cache, chat, config, doctor, engine, keys, models, recall, serve, usage
+from stockpot.cli import (
+    audit,
+    bench,
+    cache,
+    chat,
+    config,
+    doctor,
+    engine,
+    keys,
+    lessons,
+    models,
+    recall,
+    serve,
+    usage,
+)
 from stockpot.cli.large_pages import restart_with_large_pages
 from stockpot.errors import StockpotError
 
@@ -42,7 +56,21 @@ def build() -> typer.Typer:
     ) -> None:
         pass
 
-    for command in (serve, chat, models, engine, cache, recall, doctor, keys, usage, audit, config, bench):
+    for command in (
+        serve,
+        chat,
+        models,
+        engine,
+        cache,
+        recall,
+        doctor,
+        lessons,
+        keys,
+        usage,
+        audit,
+        config,
+        bench,
+    ):
         command.register(app)
     return app
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Literal
 
 from stockpot.doctor.exchange import Exchange, Piece
@@ -14,6 +17,9 @@ Change = Literal["leaf", "added", "removed"]
 
 _SUFFIX_MIN = 24
 """Characters at the end of two texts that are the same by more than chance."""
+_SEGMENT = re.compile(r"[^\n.;]*[\n.;]+|[^\n.;]+")
+_COMPARED_MAX = 40_000
+"""Pairs of segments: some milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +52,7 @@ def shared_after(found: Break, earlier: Exchange, later: Exchange, until: int | 
     they could have been read from a cache. A piece counts once."""
     texts: list[str] = []
     if found.earlier is not None and found.later is not None:
-        suffix = common_suffix(found.earlier.text, found.later.text, found.character)
-        if suffix >= _SUFFIX_MIN:
-            texts.append(found.later.text[len(found.later.text) - suffix :])
+        texts += _shared_texts(found.earlier.text[found.character :], found.later.text[found.character :])
     known: dict[bytes, int] = {}
     for piece in earlier.pieces[found.index :]:
         known[piece.key] = known.get(piece.key, 0) + 1
@@ -61,6 +65,28 @@ def shared_after(found: Break, earlier: Exchange, later: Exchange, until: int | 
             known[piece.key] -= 1
             texts += [leaf.text for leaf in leaves(piece)]
     return texts
+
+
+def _shared_texts(earlier: str, later: str) -> list[str]:
+    """What two versions of a text have in common from the place on where they part: sentences and lines, in
+    order, and the end of the first."""
+    one, other = _SEGMENT.findall(earlier), _SEGMENT.findall(later)
+    shared: list[str] = []
+    if one and other and one[0] != other[0]:
+        suffix = common_suffix(one[0], other[0], 0)
+        if suffix >= _SUFFIX_MIN:
+            shared.append(other[0][len(other[0]) - suffix :])
+    if len(one) * len(other) > _COMPARED_MAX:  # too many to put in order
+        known = Counter(one)
+        for segment in other:
+            if known[segment] > 0:
+                known[segment] -= 1
+                shared.append(segment)
+        return shared
+    for block in SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks():
+        if block.size:
+            shared.append("".join(other[block.b : block.b + block.size]))
+    return shared
 
 
 def _leaves_of(exchange: Exchange, index: int) -> tuple[Leaf, ...]:
