@@ -45,6 +45,7 @@ def register(app: typer.Typer) -> None:
     _add_fleet(group)
     _add_gateway(group)
     _add_recall(group)
+    _add_doctor(group)
     app.add_typer(group, name="bench")
 
 
@@ -344,6 +345,32 @@ def _add_recall(group: typer.Typer) -> None:
             )
         folder = out or Path("bench-results") / "recall"
         finish_all([(result, folder / part) for part, result in results.items()])
+
+
+def _add_doctor(group: typer.Typer) -> None:
+    @group.command()
+    def doctor(
+        requests: Annotated[
+            int, typer.Option(min=0, max=10_000_000, help="Of the run for speed; 0: none.")
+        ] = 1_000_000,
+        peers: Annotated[
+            bool, typer.Option(help="Other tools too; installed in the cache folder, 600 MB.")
+        ] = True,
+        out: _Out = None,
+        quick: _Quick = False,
+    ) -> None:
+        """How well `stockpot doctor` names causes, beside other tools; and a million requests in how long.
+
+        Conversations that are broken on purpose, and healthy ones, interleaved in files. About ten minutes
+        with the other tools. Exits with 1 where a floor is missed.
+        """
+        from stockpot.bench.doctor.run import DoctorPlan, measure_doctor
+        from stockpot.settings import load_settings
+
+        plan = DoctorPlan.quick() if quick else DoctorPlan(requests=requests, with_peers=peers)
+        with shown_progress() as progress:
+            result = measure_doctor(plan, cache_dir=load_settings().cache_dir, progress=progress)
+        finish(result, out)
 
 
 def _peers(only: list[str] | None) -> tuple[Peer, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from stockpot.bench.doctor.conversation import Conversation, Turn, system_of, with_system
 
@@ -38,7 +38,7 @@ def _each(conversation: Conversation, chance: random.Random, line: Callable[[int
 
 
 def timestamp(conversation: Conversation, chance: random.Random) -> str:
-    forms = (
+    forms: tuple[Callable[[datetime], str], ...] = (
         lambda at: f"Current time: {at.isoformat()}",
         lambda at: f"Now: {at:%A, %d %B %Y %H:%M:%S} UTC",
         lambda at: f'<env time="{at:%Y-%m-%d %H:%M:%S}" />',
@@ -91,7 +91,7 @@ def key_order(conversation: Conversation, chance: random.Random) -> str:
 def _shuffled(value: Any, chance: random.Random) -> Any:
     if not isinstance(value, dict):
         return value
-    items: list[tuple[str, Any]] = list(value.items())  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    items = list(cast("Json", value).items())
     chance.shuffle(items)
     return {name: _shuffled(each, chance) for name, each in items}
 

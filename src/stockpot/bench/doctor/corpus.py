@@ -13,7 +13,7 @@ from pathlib import Path
 from stockpot.bench.doctor.breaking import BREAKS
 from stockpot.bench.doctor.conversation import Api, Conversation, healthy
 from stockpot.bench.doctor.templates import FIRST, SECOND, Template
-from stockpot.bench.doctor.wire_forms import Form, Written, lines_of
+from stockpot.bench.doctor.wire_forms import Form, Json, Written, lines_of, requests_of
 
 _START_S = 1_763_978_400.0  # 2025-11-24 10:00 UTC
 _ANTHROPIC_ONLY = ("below_minimum", "no_boundary", "beyond_lookback")
@@ -36,11 +36,13 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Files, and which conversation each of their lines belongs to."""
+    """Files, and which conversation each of their lines belongs to; `conversations` are the same requests for
+    tools that want them apart."""
 
     files: tuple[Path, ...]
     labels: Mapping[str, Labelled]
     owners: Mapping[tuple[str, int], str]
+    conversations: Mapping[str, list[Json]]
 
 
 def write_corpus(
@@ -63,10 +65,16 @@ def write_corpus(
         if form == "transcript":
             file = f"transcript-{conversation.name}.jsonl"  # one for each session
         lines.setdefault(file, []).extend(lines_of(conversation, form, chance, counted=counted))
-    return _written(folder, lines, labels)
+    apart = {conversation.name: requests_of(conversation) for conversation, _, _ in made}
+    return _written(folder, lines, labels, apart)
 
 
-def _written(folder: Path, lines: Mapping[str, list[Written]], labels: Mapping[str, Labelled]) -> Corpus:
+def _written(
+    folder: Path,
+    lines: Mapping[str, list[Written]],
+    labels: Mapping[str, Labelled],
+    conversations: Mapping[str, list[Json]],
+) -> Corpus:
     folder.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
     owners: dict[tuple[str, int], str] = {}
@@ -76,7 +84,7 @@ def _written(folder: Path, lines: Mapping[str, list[Written]], labels: Mapping[s
         path.write_text("".join(one.text + "\n" for one in written), encoding="utf-8")
         owners |= {(str(path), number): one.conversation for number, one in enumerate(written, 1)}
         files.append(path)
-    return Corpus(tuple(files), labels, owners)
+    return Corpus(tuple(files), labels, owners, conversations)
 
 
 def _broken(

@@ -89,8 +89,8 @@ def _text(body: Json) -> bytes:
 def _blocks(body: Json) -> tuple[list[bytes], list[int]]:
     blocks: list[bytes] = []
     marks: list[int] = []
-    system = body.get("system") or []
-    given = [*body.get("tools", ()), *([{"text": system}] if isinstance(system, str) else system)]
+    system: list[Json] | str = body.get("system") or []
+    given: list[Json] = [*body.get("tools", ()), *([{"text": system}] if isinstance(system, str) else system)]
     for message in body["messages"]:
         content = message["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from stockpot.bench.doctor.conversation import Conversation, Turn
 from stockpot.bench.doctor.provider import AutomaticCache, Counted, MarkedCache
@@ -49,6 +49,29 @@ def lines_of(
         if counted or own:
             _tell(line, usage, form, conversation.api == "anthropic")
         yield Written(turn.at_s, conversation.name, json.dumps(line, ensure_ascii=chance.random() < 0.5))
+
+
+def requests_of(conversation: Conversation) -> list[Json]:
+    """For tools that are given one conversation: when, whose API, the body, the same in OpenAI's chat shape,
+    and the answer with its usage."""
+    automatic, marked = AutomaticCache(), MarkedCache()
+    made: list[Json] = []
+    for turn in conversation.turns:
+        body, is_anthropic = wire_body(conversation, turn), conversation.api == "anthropic"
+        usage = marked.ask(body, turn.at_s) if is_anthropic else automatic.ask(body, turn.at_s, turn.backend)
+        line: Json = {"response": {"id": "x"}}
+        _tell(line, usage, "wrapped", is_anthropic)
+        provider = {"openai": "openai", "anthropic": "anthropic"}.get(conversation.api, "openai")
+        made.append(
+            {
+                "at": turn.at_s,
+                "provider": provider,
+                "body": body,
+                "chat": turn.body,
+                "response": line["response"],
+            }
+        )
+    return made
 
 
 def _line(conversation: Conversation, turn: Turn, body: Json, form: Form, id: str) -> Json:
@@ -147,7 +170,8 @@ def _blocks(message: Json) -> tuple[str, list[Json]]:
         ]
     blocks: list[Json] = []
     content = message["content"]
-    for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
+    given = cast("list[Json]", content) if isinstance(content, list) else [{"type": "text", "text": content}]
+    for part in given:
         if part.get("type") == "image_url":
             data = part["image_url"]["url"].partition(",")[2]
             source = {"type": "base64", "media_type": "image/jpeg", "data": data}
@@ -156,8 +180,8 @@ def _blocks(message: Json) -> tuple[str, list[Json]]:
             blocks.append(dict(part))
     for call in message.get("tool_calls", ()):
         function = call["function"]
-        given = json.loads(function["arguments"])
-        blocks.append({"type": "tool_use", "id": call["id"], "name": function["name"], "input": given})
+        arguments = json.loads(function["arguments"])
+        blocks.append({"type": "tool_use", "id": call["id"], "name": function["name"], "input": arguments})
     return message["role"], blocks
 
 
