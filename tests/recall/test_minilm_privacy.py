@@ -23,5 +23,7 @@ asyncio.run(main())
 
 def test_nothing_is_written_to_the_users_folders(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "ORT_"))}
-    subprocess.run([sys.executable, "-B", "-c", LOADS], env={**environment, "HOME": str(tmp_path)}, check=True)
+    subprocess.run(
+        [sys.executable, "-B", "-c", LOADS], env={**environment, "HOME": str(tmp_path)}, check=True
+    )
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

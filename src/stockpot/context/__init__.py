@@ -14,6 +14,7 @@ from stockpot.context.chunks import Chunk, Selection, select_chunks
 from stockpot.context.compaction import Decision, TokenPrices, decide_compaction
 from stockpot.context.compression import Compressor, ExtractiveCompressor, LinguaCompressor
 from stockpot.context.context import AppendOnly, Context, UnpairedCall
+from stockpot.context.detection import BoundaryDetector, Suggestion
 from stockpot.context.marker import MARKER, split_marked
 from stockpot.context.prompt import Boundary, Document, Prompt, request_of
 from stockpot.context.render import render_anthropic, render_openai, render_request
@@ -28,6 +29,7 @@ __all__ = [
     "MARKER",
     "AppendOnly",
     "Boundary",
+    "BoundaryDetector",
     "Budget",
     "BudgetExceeded",
     "Chunk",
@@ -44,6 +46,7 @@ __all__ = [
     "Selection",
     "State",
     "StateError",
+    "Suggestion",
     "Summaries",
     "TokenCounter",
     "TokenPrices",

@@ -72,7 +72,7 @@ def measure_doctor(plan: DoctorPlan, *, cache_dir: Path, progress: BenchProgress
             corpus = write_corpus(
                 folder, seed=plan.seed, each=plan.each, healthy_count=plan.healthy, held_out=held_out
             )
-            sets[title] = _ours(corpus)
+            sets[title] = examined(corpus)
             progress(title, 1, 1)
         if plan.with_peers:
             for peer in peers():
@@ -94,7 +94,7 @@ def measure_doctor(plan: DoctorPlan, *, cache_dir: Path, progress: BenchProgress
     )
 
 
-def _ours(corpus: Corpus) -> Named:
+def examined(corpus: Corpus) -> Named:
     """By the files, as a user has them; the cause of most lost tokens is the one that is named."""
     lost: defaultdict[str, Counter[str]] = defaultdict(Counter)
     paths: defaultdict[str, set[str]] = defaultdict(set)

@@ -173,7 +173,8 @@ def _blocks(message: Json) -> tuple[str, list[Json]]:
     given = cast("list[Json]", content) if isinstance(content, list) else [{"type": "text", "text": content}]
     for part in given:
         if part.get("type") == "image_url":
-            data = part["image_url"]["url"].partition(",")[2]
+            image = cast("Json", part["image_url"])
+            data = str(image["url"]).partition(",")[2]
             source = {"type": "base64", "media_type": "image/jpeg", "data": data}
             blocks.append({"type": "image", "source": source})
         elif part.get("text"):
