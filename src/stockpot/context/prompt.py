@@ -12,7 +12,7 @@ All is frozen: `request_of` is a pure function, so what is the same renders the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from stockpot.requests import TOOLS, CacheBoundary, ChatRequest, Generation, Message, Part, TextPart, Tool
@@ -83,6 +83,23 @@ def request_of(prompt: Prompt, generation: Generation) -> ChatRequest:
         ),
         tools=prompt.tools,
     )
+
+
+def in_blocks(request: ChatRequest, prompt: Prompt) -> ChatRequest:
+    """The request of a prompt with each system text, and the documents, as a part of its own. A boundary
+    cuts a text in two; for APIs that cache by blocks the cuts must be the same whether one stands there or
+    not."""
+    messages = list(request.messages)
+    if len(prompt.system) > 1:
+        texts = [text + _SEPARATOR for text in prompt.system[:-1]] + [prompt.system[-1]]
+        messages[0] = replace(messages[0], parts=tuple(map(TextPart, texts)))
+    first = bool(prompt.system) + len(prompt.examples)
+    if prompt.documents and first < len(messages) and not messages[first].parts:
+        read = len("".join(map(document_text, prompt.documents)))
+        content = messages[first].content
+        pieces = (TextPart(content[:read]), TextPart(content[read:]))
+        messages[first] = replace(messages[first], parts=tuple(each for each in pieces if each.text))
+    return replace(request, messages=tuple(messages))
 
 
 def document_text(document: Document) -> str:

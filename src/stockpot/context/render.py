@@ -14,7 +14,7 @@ import msgspec
 from stockpot.backends.anthropic_render import render_messages
 from stockpot.backends.openai_render import Server, render_chat
 from stockpot.context.placement import place_boundaries
-from stockpot.context.prompt import STABLE, Boundary, Prompt, request_of
+from stockpot.context.prompt import STABLE, Boundary, Prompt, in_blocks, request_of
 from stockpot.context.provider_facts import rules_for
 from stockpot.context.tokens import EstimatedTokens, TokenCounter
 from stockpot.requests import ChatRequest, Generation
@@ -50,9 +50,8 @@ def render_anthropic(
     generation = Generation(model, "", max_tokens=max_tokens)
     ends = tuple(Boundary(name, count) for name in STABLE if (count := len(getattr(prompt, name))))
     shared = request_of(replace(prompt, boundaries=ends), generation).boundaries
-    placed = place_boundaries(
-        request_of(prompt, generation), rules_for("anthropic", model), counter or EstimatedTokens(), shared
-    )
+    request = in_blocks(request_of(prompt, generation), prompt)
+    placed = place_boundaries(request, rules_for("anthropic", model), counter or EstimatedTokens(), shared)
     return {**_decoded(render_messages(placed, model)), **parameters}
 
 

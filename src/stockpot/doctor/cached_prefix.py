@@ -111,6 +111,8 @@ def _looked_back(
 
 def _boundaries(exchange: Exchange) -> list[int]:
     """The blocks (counted from 1) behind which one stands; that of the whole body stands behind the last."""
+    if "cache_control" not in exchange.parameters and not any(_MARK in p.raw for p in exchange.pieces):
+        return []
     ends = _block_ends(exchange)
     placed: list[int] = []
     for piece, end in zip(exchange.pieces, ends, strict=True):

@@ -98,7 +98,7 @@ def _replaced_by_less(before: tuple[Piece, ...], now: tuple[Piece, ...]) -> bool
 
 def _is_beginning(earlier: Exchange, index: int) -> bool:
     """Whether at most the first turn of the conversation (often kept as the task) stands before it."""
-    return index - earlier.messages_from() <= 1
+    return index - earlier.start <= 1
 
 
 def _is_cut(found: Break) -> bool:

@@ -11,12 +11,11 @@ What is known is bounded, in conversations and in bytes: those used longest ago 
 from __future__ import annotations
 
 import re
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
-from stockpot.context.volatile import without_volatile
 from stockpot.doctor.exchange import Exchange, Piece
 from stockpot.doctor.finding import Pair
 
@@ -25,25 +24,27 @@ _LOOKS_BACK = 64
 _FAMILIES_MAX = 512
 _FAMILIES_COMPARED = 32
 _SIGNATURES_MAX = 4_096
-_SIGNED_CHARACTERS = 20_000
+_SIGNED_CHARACTERS = 8_000
 _LOOKS_ON = 4
 _ALIKE = 0.5
 _SURE = 3.0
 _WORDS = re.compile(r"[^\W\d_]{2,}")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Conversation:
     number: int
     last: Exchange
     turns: int
-    keys: tuple[int, ...] = ()
+    listed: list[tuple[_Index, int]] = field(default_factory=list[tuple["_Index", int]])
+
+
+_Index = dict[int, list[_Conversation]]
 
 
 @dataclass(slots=True)
 class _Family:
-    """`words` of its prompts' beginnings; `last` is the last request that began a conversation or went on
-    with one."""
+    """`words` of its prompts' beginnings; `last` is the last request that began a conversation."""
 
     words: frozenset[str]
     last: Exchange
@@ -70,8 +71,8 @@ class Conversations:
         self._conversations_max = conversations_max
         self._memory_bytes = memory_bytes
         self._known = _Known()
-        self._by_end: dict[int, deque[_Conversation]] = {}
-        self._by_start: dict[int, deque[_Conversation]] = {}
+        self._by_end: _Index = {}
+        self._by_start: _Index = {}
         self._families: OrderedDict[tuple[str, int], _Family] = OrderedDict()
         self._signatures: OrderedDict[int, frozenset[str]] = OrderedDict()
         self.counts = GroupCounts()
@@ -83,15 +84,12 @@ class Conversations:
 
     def add(self, exchange: Exchange) -> Pair | Exchange:
         """One more request."""
-        start = exchange.messages_from()
+        start = exchange.start
         found = self._of(exchange, start)
         if found is not None:
             earlier = found.last
             found.turns += 1
             self._take(found, exchange, start)
-            family = self._families.get((exchange.tenant, self._family_key(exchange, start)))
-            if family is not None:
-                family.last = exchange
             return Pair(earlier, exchange, "conversation", found.number, found.turns)
         self.counts.conversations += 1
         made = _Conversation(self.counts.conversations, exchange, 1)
@@ -145,7 +143,7 @@ class Conversations:
         # A session says that it is one conversation, unless another part of the program speaks in it.
         words = self._words(exchange, start)
         for each in reversed(candidates):
-            first = each.last.messages_from()
+            first = each.last.start
             if _overlap(words, self._words(each.last, first)) > _ALIKE:
                 longer = len(exchange.pieces) - start >= len(each.last.pieces) - first
                 if longer and len(exchange.pieces) - start > 1:
@@ -163,13 +161,20 @@ class Conversations:
         known.conversations.move_to_end(conversation.number)
         known.size_bytes += exchange.size_bytes
         salt = (exchange.tenant, exchange.session, exchange.shape)
-        keys: list[int] = []
+        listed: list[tuple[_Index, int]] = []
         if len(exchange.pieces) > start:
-            self._list(self._by_end, hash((salt, exchange.pieces[-1].key)), conversation, keys)
-            self._list(self._by_start, hash((salt, exchange.pieces[start].key)), conversation, keys)
+            listed.append((self._by_end, hash((salt, exchange.pieces[-1].key))))
+            listed.append((self._by_start, hash((salt, exchange.pieces[start].key))))
         if exchange.session:
-            self._list(self._by_start, hash((exchange.tenant, exchange.session)), conversation, keys)
-        conversation.keys = tuple(keys)
+            listed.append((self._by_start, hash((exchange.tenant, exchange.session))))
+        for index, key in listed:
+            others = index.get(key)
+            if others is None:
+                index[key] = [conversation]
+            else:
+                others.append(conversation)
+                del others[:-_CANDIDATES]
+        conversation.listed = listed
         while (
             len(known.conversations) > self._conversations_max or known.size_bytes > self._memory_bytes
         ) and len(known.conversations) > 1:
@@ -178,26 +183,16 @@ class Conversations:
             self._unlist(oldest)
             self.counts.forgotten += 1
 
-    def _list(
-        self, index: dict[int, deque[_Conversation]], key: int, conversation: _Conversation, keys: list[int]
-    ) -> None:
-        listed = index.get(key)
-        if listed is None:
-            listed = index[key] = deque(maxlen=_CANDIDATES)
-        listed.append(conversation)
-        keys.append(key)
-
     def _unlist(self, conversation: _Conversation) -> None:
-        for key in conversation.keys:
-            for index in (self._by_end, self._by_start):
-                listed = index.get(key)
-                if listed is None:
-                    continue
-                if conversation in listed:
-                    listed.remove(conversation)
-                if not listed:
-                    del index[key]
-        conversation.keys = ()
+        for index, key in conversation.listed:
+            others = index.get(key)
+            if others is None:
+                continue
+            if conversation in others:
+                others.remove(conversation)
+            if not others:
+                del index[key]
+        conversation.listed = []
 
     # Families
 
@@ -246,7 +241,7 @@ class Conversations:
 def _alike(earlier: Exchange, later: Exchange, start: int) -> float:
     """The share of the earlier conversation's messages that the later one has; 2 where it has all of them, in
     their places, and 3 where what stands before them is the same, too."""
-    first = earlier.messages_from()
+    first = earlier.start
     before, now = earlier.pieces, later.pieces
     count = len(before) - first
     if not count:
@@ -266,7 +261,7 @@ def _alike(earlier: Exchange, later: Exchange, start: int) -> float:
 
 def _same_head(earlier: Exchange, later: Exchange, start: int) -> bool:
     """Whether the same stands before both conversations."""
-    if earlier.messages_from() != start:
+    if earlier.start != start:
         return False
     return all(earlier.pieces[at].key == later.pieces[at].key for at in range(start))
 
@@ -275,7 +270,7 @@ def _words_of(pieces: Iterable[Piece]) -> frozenset[str]:
     words: set[str] = set()
     for piece in pieces:
         text = piece.raw[:_SIGNED_CHARACTERS].decode("utf-8", "replace")
-        words.update(_WORDS.findall(without_volatile(text).lower()))
+        words.update(_WORDS.findall(text.lower()))  # without digits: most of what moves on is left out
     return frozenset(words)
 
 

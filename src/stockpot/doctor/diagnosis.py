@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -18,11 +19,14 @@ from stockpot.doctor.divergence import Break, first_break, shared_after
 from stockpot.doctor.exchange import Exchange, Piece
 from stockpot.doctor.finding import Cause, Checked, Excerpt, Finding, Pair, Place
 from stockpot.doctor.json_paths import path_within
-from stockpot.doctor.leaves import Leaf, leaves, text_of
+from stockpot.doctor.leaves import Leaf, text_of
 
 _COUNTS_MAX = 100_000
 _RULES_MAX = 1_000
 _EXCERPT = 48
+_PATCHES_OF_A_KIND = 20
+_INDEX = re.compile(r"\d+")
+_AROUND = 80
 _FREE = 0.9
 """A prompt of which so much was read from a cache lost nothing."""
 _READ = 0.5
@@ -51,6 +55,7 @@ class Diagnosis:
         self._tokens_min = tokens_min
         self._counts: OrderedDict[bytes, int] = OrderedDict()
         self._rules: dict[tuple[str, str], CacheRules] = {}
+        self._patched: dict[tuple[Cause, str], int] = {}
 
     def check(self, pair: Pair) -> Checked:
         """Raises msgspec.MsgspecError for pieces that are no JSON."""
@@ -63,9 +68,10 @@ class Diagnosis:
             return self._unbroken(pair, prompt)
         if (parameter := _changed_parameter(earlier, later)) is not None and pair.relation == "conversation":
             return self._whole(pair, prompt, "parameters_changed", parameter)
-        until = None if pair.relation == "conversation" else later.messages_from()
+        until = None if pair.relation == "conversation" else later.start
         kept = self._tokens_before(later, found)
-        lost = sum(self._counter.count(text) for text in shared_after(found, earlier, later, until))
+        texts, pieces = shared_after(found, earlier, later, until)
+        lost = sum(map(self._counter.count, texts)) + sum(map(self.piece_tokens, pieces))
         lost = min(lost, max(0, prompt - kept))
         told = later.usage.cached_tokens if later.usage is not None else None
         cached = min(kept, prompt) if told is None else told
@@ -83,7 +89,7 @@ class Diagnosis:
         """As it was recorded, else counted."""
         if exchange.usage is not None:
             return exchange.usage.prompt_tokens
-        return sum(map(self.piece_tokens, exchange.pieces))
+        return self._tokens(exchange.pieces)
 
     def piece_tokens(self, piece: Piece) -> int:
         """Of its texts, and what a template puts around them."""
@@ -96,6 +102,14 @@ class Diagnosis:
                 self._counts.popitem(last=False)
         return count
 
+    def _tokens(self, pieces: Sequence[Piece]) -> int:
+        if self._counter.exact:
+            return sum(map(self.piece_tokens, pieces))
+        size = 0
+        for piece in pieces:
+            size += len(piece.raw)
+        return size // _BYTES_PER_TOKEN + len(pieces)
+
     def rules(self, exchange: Exchange) -> CacheRules:
         """Of the provider and model of a request."""
         key = (exchange.provider, exchange.model)
@@ -107,7 +121,7 @@ class Diagnosis:
         return rules
 
     def _head_tokens(self, exchange: Exchange) -> int:
-        return sum(map(self.piece_tokens, exchange.pieces[: exchange.messages_from()]))
+        return self._tokens(exchange.pieces[: exchange.start])
 
     def _unbroken(self, pair: Pair, prompt: int) -> Checked:
         earlier, later = pair.earlier, pair.later
@@ -174,10 +188,10 @@ class Diagnosis:
         )
 
     def _tokens_before(self, later: Exchange, found: Break) -> int:
-        tokens = sum(map(self.piece_tokens, later.pieces[: found.index]))
+        tokens = self._tokens(later.pieces[: found.index])
         if found.later is None or found.index >= len(later.pieces):
             return tokens
-        for leaf in leaves(later.pieces[found.index]):
+        for leaf in found.later_leaves:
             if leaf.path == found.later.path:
                 break
             tokens += self._counter.count(leaf.text)
@@ -193,8 +207,17 @@ class Diagnosis:
             tokens_lost=lost,
             excerpt=_excerpt(found),
             advice=ADVICE[cause],
-            patch=_patch(cause, found, path),
+            patch=self._patch(cause, found, path),
         )
+
+    def _patch(self, cause: Cause, found: Break, path: str) -> str:
+        """For the first of a kind: they are all alike, and only some are shown."""
+        kind = (cause, _INDEX.sub("", path))
+        made = self._patched.get(kind, 0)
+        if made >= _PATCHES_OF_A_KIND or len(self._patched) > _RULES_MAX:
+            return ""
+        self._patched[kind] = made + 1
+        return _patch(cause, found, path)
 
 
 def _changed_parameter(earlier: Exchange, later: Exchange) -> str | None:
@@ -232,9 +255,10 @@ def _patch(cause: Cause, found: Break, path: str) -> str:
 
 def _span(leaf: Leaf, at: int) -> tuple[int, int]:
     """What moves on at that place, else the word there."""
-    for each in find_volatile(leaf.text):
-        if each.start <= at <= each.end:
-            return each.start, each.end
+    offset = max(0, at - _AROUND)
+    for each in find_volatile(leaf.text[offset : at + _AROUND]):
+        if each.start + offset <= at <= each.end + offset:
+            return each.start + offset, each.end + offset
     start = end = at
     while start > 0 and (leaf.text[start - 1].isalnum() or leaf.text[start - 1] in "_-"):
         start -= 1

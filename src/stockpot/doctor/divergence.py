@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Literal
@@ -25,12 +24,14 @@ _COMPARED_MAX = 40_000
 @dataclass(frozen=True, slots=True)
 class Break:
     """The first place that differs: piece `index` of both prompts, and in it a leaf of each (None where one
-    has no more), which differ from `character` on."""
+    has no more), which differ from `character` on. `earlier_leaves` and `later_leaves` are all of them."""
 
     index: int
     earlier: Leaf | None
     later: Leaf | None
     character: int = 0
+    earlier_leaves: tuple[Leaf, ...] = ()
+    later_leaves: tuple[Leaf, ...] = ()
 
 
 def first_break(earlier: Exchange, later: Exchange) -> Break | None:
@@ -40,31 +41,34 @@ def first_break(earlier: Exchange, later: Exchange) -> Break | None:
         if one.key == other.key and one.kind == other.kind:
             continue
         if one.kind != other.kind:
-            return Break(index, _head(one), _head(other))
+            before, now = leaves(one), leaves(other)
+            return Break(index, _head(before), _head(now), 0, before, now)
         found = _between(index, leaves(one), leaves(other))
         if found is not None and not _goes_on(found, earlier, one):
             return found
     return None
 
 
-def shared_after(found: Break, earlier: Exchange, later: Exchange, until: int | None = None) -> list[str]:
-    """The texts of the later prompt behind the break that the earlier prompt has too, up to piece `until`:
-    they could have been read from a cache. A piece counts once."""
+def shared_after(
+    found: Break, earlier: Exchange, later: Exchange, until: int | None = None
+) -> tuple[list[str], list[Piece]]:
+    """What of the later prompt stands behind the break and the earlier prompt has too, up to piece `until`:
+    texts of the broken piece, and whole pieces. It could have been read from a cache."""
     texts: list[str] = []
+    pieces: list[Piece] = []
     if found.earlier is not None and found.later is not None:
         texts += _shared_texts(found.earlier.text[found.character :], found.later.text[found.character :])
     known: dict[bytes, int] = {}
     for piece in earlier.pieces[found.index :]:
         known[piece.key] = known.get(piece.key, 0) + 1
-    rest = _rest(found, later.pieces[found.index]) if found.index < len(later.pieces) else []
-    before = {leaf.text for leaf in _leaves_of(earlier, found.index)}
-    texts += [leaf.text for leaf in rest if leaf.text in before and leaf.kind != "label"]
+    before = {leaf.text for leaf in found.earlier_leaves}
+    texts += [leaf.text for leaf in _rest(found) if leaf.text in before and leaf.kind != "label"]
     last = len(later.pieces) if until is None else until
     for piece in later.pieces[found.index : last]:
         if known.get(piece.key, 0) > 0:
             known[piece.key] -= 1
-            texts += [leaf.text for leaf in leaves(piece)]
-    return texts
+            pieces.append(piece)
+    return texts, pieces
 
 
 def _shared_texts(earlier: str, later: str) -> list[str]:
@@ -76,6 +80,12 @@ def _shared_texts(earlier: str, later: str) -> list[str]:
         suffix = common_suffix(one[0], other[0], 0)
         if suffix >= _SUFFIX_MIN:
             shared.append(other[0][len(other[0]) - suffix :])
+    end = 0
+    while end < min(len(one), len(other)) and one[-1 - end] == other[-1 - end]:
+        end += 1
+    if end:  # most often all that follows is the same
+        shared.append("".join(other[len(other) - end :]))
+        one, other = one[: len(one) - end], other[: len(other) - end]
     if len(one) * len(other) > _COMPARED_MAX:  # too many to put in order
         known = Counter(one)
         for segment in other:
@@ -89,27 +99,24 @@ def _shared_texts(earlier: str, later: str) -> list[str]:
     return shared
 
 
-def _leaves_of(exchange: Exchange, index: int) -> tuple[Leaf, ...]:
-    return leaves(exchange.pieces[index]) if index < len(exchange.pieces) else ()
-
-
-def _rest(found: Break, piece: Piece) -> list[Leaf]:
+def _rest(found: Break) -> list[Leaf]:
     """The leaves of the broken piece behind the broken leaf."""
     rest: list[Leaf] = []
     behind = False
-    for leaf in leaves(piece):
+    for leaf in found.later_leaves:
         if behind:
             rest.append(leaf)
         behind = behind or (found.later is not None and leaf.path == found.later.path)
     return rest
 
 
-def _between(index: int, one: Sequence[Leaf], other: Sequence[Leaf]) -> Break | None:
+def _between(index: int, one: tuple[Leaf, ...], other: tuple[Leaf, ...]) -> Break | None:
     for earlier, later in zip(one, other, strict=False):
         if earlier.text != later.text or earlier.kind != later.kind:
-            return Break(index, earlier, later, first_difference(earlier.text, later.text))
+            at = first_difference(earlier.text, later.text)
+            return Break(index, earlier, later, at, one, other)
         if _name(earlier.path) != _name(later.path) and earlier.kind != "text":
-            return Break(index, earlier, later)
+            return Break(index, earlier, later, 0, one, other)
     if len(one) == len(other):
         return None  # the envelope alone is another: no model sees it
     shorter = min(len(one), len(other))
@@ -117,6 +124,9 @@ def _between(index: int, one: Sequence[Leaf], other: Sequence[Leaf]) -> Break | 
         index,
         one[shorter] if len(one) > shorter else None,
         other[shorter] if len(other) > shorter else None,
+        0,
+        one,
+        other,
     )
 
 
@@ -126,8 +136,7 @@ def _goes_on(found: Break, earlier: Exchange, piece: Piece) -> bool:
     return ends and found.earlier is not None and found.character == len(found.earlier.text)
 
 
-def _head(piece: Piece) -> Leaf | None:
-    found = leaves(piece)
+def _head(found: tuple[Leaf, ...]) -> Leaf | None:
     return next((leaf for leaf in found if leaf.kind != "label"), found[0] if found else None)
 
 

@@ -15,7 +15,7 @@ Shape = Literal["openai-chat", "openai-responses", "anthropic", "completion"]
 PieceKind = Literal["tool", "system", "message"]
 
 
-class Piece(msgspec.Struct, frozen=True):
+class Piece(msgspec.Struct, frozen=True, gc=False):
     """One tool, system text or message. `path` is where it stood in the body (`messages[3]`), `raw` its
     JSON as it stood there. Two pieces with the same `key` are the same to a model; two with different ones
     may be, too. It is `raw`, but where marks of cache boundaries come and go: there it is of what is read."""
@@ -26,7 +26,7 @@ class Piece(msgspec.Struct, frozen=True):
     key: bytes
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """What the provider or the engine counted, as far as it was recorded; `written` is what it cached."""
 
     prompt_tokens: int
@@ -35,11 +35,12 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens: int | None = None
 
 
-class Exchange(msgspec.Struct, frozen=True):
+class Exchange(msgspec.Struct, frozen=True, gc=False):
     """One request. `file` and `line` (from 1) tell where it was read. `pieces` are in the order in which the
     model reads them: tools, system, messages. `parameters` are the other fields of the body, in raw JSON,
     that are part of what is cached (tool_choice, thinking, response_format, ...). Labels are "" where nothing
-    was recorded, times None; `at_s` is Unix time, `ttft_s` until the first token."""
+    was recorded, times None; `at_s` is Unix time, `ttft_s` until the first token. At piece `start` the
+    conversation begins."""
 
     file: str
     line: int
@@ -57,12 +58,17 @@ class Exchange(msgspec.Struct, frozen=True):
     cost_usd: float | None = None
     parameters: Mapping[str, bytes] = {}
     size_bytes: int = 0
+    start: int = 0
 
     @property
     def place(self) -> str:
         """For people."""
         return f"{self.file}:{self.line}"
 
-    def messages_from(self) -> int:
-        """Where the pieces of the conversation begin."""
-        return next((at for at, piece in enumerate(self.pieces) if piece.kind == "message"), len(self.pieces))
+
+def start_of(pieces: tuple[Piece, ...]) -> int:
+    """Where the pieces of the conversation begin."""
+    for at, piece in enumerate(pieces):
+        if piece.kind == "message":
+            return at
+    return len(pieces)

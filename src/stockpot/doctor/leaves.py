@@ -17,7 +17,7 @@ _NOT_READ = frozenset({"cache_control", "type", "id", "status", "signature", "in
 """Fields that are no part of what a model reads, or are known by where they stand."""
 
 
-class Leaf(msgspec.Struct, frozen=True):
+class Leaf(msgspec.Struct, frozen=True, gc=False):
     """`label`: a name or a role. `json`: JSON that is rendered into the prompt, keys in the order in which
     they stood. `image`: the bytes of a medium, or its address."""
 

@@ -7,11 +7,11 @@ import re
 import unicodedata
 from typing import Any, Literal
 
-from stockpot.context.volatile import Volatile, find_volatile
+from stockpot.context.volatile import Volatile, ends_at, find_volatile
 
 TextCause = Literal["timestamp", "date", "uuid", "counter", "key_order", "white_space", "unicode_form"]
 
-_AROUND = 200
+_AROUND = 50
 _WORD = re.compile(r"[\w-]+")
 _RANDOM_MIN = 6
 _COUNTS_UP_BY = 1_000
@@ -53,6 +53,11 @@ def common_suffix(one: str, other: str, at: int) -> int:
 def text_cause(earlier: str, later: str, at: int | None = None) -> TextCause | None:
     """None: the words themselves are others. `at` is where they differ, if that is known."""
     at = first_difference(earlier, later) if at is None else at
+    # Letters and digits first: that is what moves on, and it is found at once.
+    if earlier[at : at + 1].isalnum() and later[at : at + 1].isalnum():
+        moving = _moving(earlier, later, at)
+        if moving is not None:
+            return moving
     if (form := _same_but_form(earlier, later)) is not None:
         return form
     if (of_json := _json_cause(earlier, later, at)) is not None:
@@ -92,30 +97,34 @@ def _order(value: Any) -> str:
 
 
 def _moving(earlier: str, later: str, at: int) -> Literal["timestamp", "date", "uuid", "counter"] | None:
-    # A window is enough: what moves on is short.
-    start = max(0, at - _AROUND)
-    one, other = _covering(earlier, start, at), _covering(later, start, at)
-    if one is not None and other is not None and one.kind == other.kind and one.kind != "counter":
+    one = _covering(earlier, at)
+    # Both are the same up to it: what began in the earlier one begins at the same place of the later.
+    if one is not None and one.kind != "counter" and _goes_on(later, one, at):
         return one.kind
+    other = _covering(later, at)
     word, other_word = _word_at(earlier, at), _word_at(later, at)
-    if word.isdigit() and other_word.isdigit():
-        grown = int(other_word[:30]) - int(word[:30])
-        if 0 < grown <= _COUNTS_UP_BY:
-            return "counter"
+    if word.isdigit() and other_word.isdigit() and 0 < int(other_word[:30]) - int(word[:30]) <= _COUNTS_UP_BY:
+        return "counter"
     if {word.lower(), other_word.lower()} <= _DAYS:
         return "date"
     if one is not None and other is not None:
-        kinds = {one.kind, other.kind}
-        return "timestamp" if "timestamp" in kinds else one.kind
+        return "timestamp" if "timestamp" in (one.kind, other.kind) else one.kind
     if _is_random(word) and _is_random(other_word) and abs(len(word) - len(other_word)) <= 2:
         return "uuid"
     return None
 
 
-def _covering(text: str, start: int, at: int) -> Volatile | None:
-    """What moves on at that place of the text, or begins or ends there."""
-    window = text[start : at + _AROUND]
-    for each in find_volatile(window):
+def _goes_on(text: str, found: Volatile, at: int) -> bool:
+    """Whether something of that kind begins at that place of the window, and goes on to `at`."""
+    start = max(0, at - _AROUND)
+    end = ends_at(text[start : at + _AROUND], found.kind, found.start)
+    return end is not None and end + start >= at
+
+
+def _covering(text: str, at: int) -> Volatile | None:
+    """What moves on at that place of the text, or begins or ends there; in characters of the window."""
+    start = max(0, at - _AROUND)
+    for each in find_volatile(text[start : at + _AROUND]):
         if each.start + start <= at <= each.end + start:
             return each
     return None

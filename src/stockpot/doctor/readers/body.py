@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
 from hashlib import blake2b
 
 import msgspec
@@ -107,7 +106,7 @@ def pieces_of(body: Body, shape: Shape, keys: Keys | None) -> tuple[Piece, ...]:
     """In the order in which a model reads them. `keys`: there may be marks of boundaries in them. Raises
     msgspec.MsgspecError for what is no JSON of that shape."""
     pieces = _pieces(body, shape)
-    return tuple(pieces) if keys is None else tuple(map(keys.of, pieces))
+    return tuple(pieces if keys is None else map(keys.of, pieces))
 
 
 def parameters_of(body: Body) -> dict[str, bytes]:
@@ -126,26 +125,28 @@ def role_of(piece: Piece) -> str:
     return "assistant" if read.type in ("function_call", "reasoning", "custom_tool_call") else "tool"
 
 
-def _pieces(body: Body, shape: Shape) -> Iterator[Piece]:
+def _pieces(body: Body, shape: Shape) -> list[Piece]:
+    made: list[Piece] = []
     for place, tool in enumerate(body.tools or ()):
         raw = bytes(tool)
-        yield Piece("tool", f"tools[{place}]", raw, raw)
+        made.append(Piece("tool", f"tools[{place}]", raw, raw))
     if shape == "completion":
         if body.prompt is not UNSET:
             raw = bytes(body.prompt)
-            yield Piece("message", "prompt", raw, raw)
-        return
-    if shape == "openai-responses":
-        yield from _texts("instructions", body.instructions)
+            made.append(Piece("message", "prompt", raw, raw))
+    elif shape == "openai-responses":
+        _add_texts(made, "instructions", body.instructions)
         assert body.input is not UNSET
-        yield from _messages("input", _listed(bytes(body.input), "input"))
-        return
-    yield from _texts("system", body.system)
-    if body.messages is not UNSET:
-        yield from _messages("messages", [bytes(each) for each in body.messages])
+        raw = bytes(body.input)
+        _add_messages(made, "input", _RAWS.decode(raw) if raw[:1] == b"[" else [body.input])
+    else:
+        _add_texts(made, "system", body.system)
+        if body.messages is not UNSET:
+            _add_messages(made, "messages", body.messages)
+    return made
 
 
-def _texts(path: str, value: Raw | UnsetType) -> Iterator[Piece]:
+def _add_texts(made: list[Piece], path: str, value: Raw | UnsetType) -> None:
     """A system text: a string, or blocks."""
     if value is UNSET:
         return
@@ -153,24 +154,20 @@ def _texts(path: str, value: Raw | UnsetType) -> Iterator[Piece]:
     if raw == b"null":
         return
     if raw[:1] != b"[":
-        yield Piece("system", path, raw, raw)
+        made.append(Piece("system", path, raw, raw))
         return
     for place, block in enumerate(_RAWS.decode(raw)):
-        yield Piece("system", f"{path}[{place}]", bytes(block), bytes(block))
+        made.append(Piece("system", f"{path}[{place}]", bytes(block), bytes(block)))
 
 
-def _listed(raw: bytes, path: str) -> list[bytes]:
-    del path
-    return [bytes(each) for each in _RAWS.decode(raw)] if raw[:1] == b"[" else [raw]
-
-
-def _messages(path: str, raws: list[bytes]) -> Iterator[Piece]:
+def _add_messages(made: list[Piece], path: str, given: list[Raw]) -> None:
     """Instructions at the beginning are the system's."""
-    at_start = True
-    for place, raw in enumerate(raws):
-        if at_start and not _is_system(raw):
-            at_start = False
-        yield Piece("system" if at_start else "message", f"{path}[{place}]", raw, raw)
+    raws = [bytes(each) for each in given]
+    start = 0
+    while start < len(raws) and _is_system(raws[start]):
+        made.append(Piece("system", f"{path}[{start}]", raws[start], raws[start]))
+        start += 1
+    made += [Piece("message", f"{path}[{place}]", raw, raw) for place, raw in enumerate(raws[start:], start)]
 
 
 def _is_system(raw: bytes) -> bool:

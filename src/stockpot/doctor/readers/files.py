@@ -63,7 +63,7 @@ def read_lines(
 def _needs_reading(line: bytes) -> bool:
     """Whether what is the same to a model may be written in two ways: with marks of boundaries or without,
     with escapes or without."""
-    return b'"cache_control"' in line or b"\\u" in line or not line.isascii()
+    return not line.isascii() or b"\\u" in line or b"_control" in line
 
 
 def _opened(name: str) -> IO[bytes] | gzip.GzipFile:

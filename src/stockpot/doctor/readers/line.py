@@ -8,13 +8,11 @@ from typing import Any, cast
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from stockpot.doctor.exchange import Exchange, Shape, Usage
+from stockpot.doctor.exchange import Exchange, Shape, Usage, start_of
 from stockpot.doctor.readers.body import Body, Keys, parameters_of, pieces_of, shape_of
 
 _MILLISECONDS_FROM = 1e11
 """A number of seconds is not that large before the year 5138."""
-_BODIES = ("body", "request", "kwargs", "request_body", "requestBody")
-_ANSWERS = ("response", "response_body", "responseBody", "output")
 _SHAPES: tuple[Shape, ...] = ("openai-chat", "openai-responses", "anthropic", "completion")
 
 Text = str | None
@@ -111,7 +109,7 @@ def exchange_of(
     body: Body = line
     answer: _Answer | None = None
     if not line.is_one or line.body is not UNSET:
-        inner = _first(line, _BODIES)
+        inner = _first(line.body, line.request, line.kwargs, line.request_body, line.requestBody)
         if inner is None:
             return None
         raw = bytes(inner)
@@ -127,27 +125,31 @@ def exchange_of(
                 if wrapped.body is not UNSET
                 else None
             )
-    if (given := _first(line, _ANSWERS)) is not None and bytes(given)[:1] == b"{":
+    if (
+        given := _first(line.response, line.response_body, line.responseBody, line.output)
+    ) is not None and bytes(given)[:1] == b"{":
         answer = _ANSWER.decode(given)
         if answer.usage is None and answer.body is not UNSET and bytes(answer.body)[:1] == b"{":
             answer = _ANSWER.decode(answer.body)
     shape = _shape(line, body)
+    pieces = pieces_of(body, shape, keys if marked or shape == "anthropic" else None)
     return Exchange(
         file=file,
         line=number,
         shape=shape,
-        pieces=pieces_of(body, shape, keys if marked or shape == "anthropic" else None),
+        pieces=pieces,
+        start=start_of(pieces),
         model=body.model or line.model or "",
         provider=_text(line.provider),
         at_s=time_of(
-            _first(line, ("at", "timestamp", "time", "ts", "created_at", "startTime", "start_time"))
+            _first(
+                line.at, line.timestamp, line.time, line.ts, line.created_at, line.startTime, line.start_time
+            )
         ),
-        request=_text(_first(line, ("request_id", "custom_id", "id"))) or _label(answer),
-        session=_text(
-            _first(line, ("session", "session_id", "sessionId", "conversation_id", "prompt_cache_key"))
-        ),
-        tenant=_text(_first(line, ("tenant", "team", "organization"))),
-        backend=_text(_first(line, ("backend", "server"))),
+        request=_text(_first(line.request_id, line.custom_id, line.id)) or _label(answer),
+        session=_text(_first(line.session, line.session_id, line.sessionId, line.conversation_id)),
+        tenant=_text(_first(line.tenant, line.team, line.organization)),
+        backend=_text(_first(line.backend, line.server)),
         usage=_usage(line, answer),
         ttft_s=_number(line.ttft_s),
         cost_usd=_number(line.cost_usd),
@@ -219,11 +221,10 @@ def _usage(line: Line, answer: _Answer | None) -> Usage | None:
     return usage_of(answer.usage) if answer is not None else None
 
 
-def _first(line: Line, names: tuple[str, ...]) -> Raw | None:
-    for name in names:
-        found = getattr(line, name)
-        if found is not UNSET and bytes(found) != b"null":
-            return found
+def _first(*values: Raw | UnsetType) -> Raw | None:
+    for value in values:
+        if value is not UNSET and bytes(value) != b"null":
+            return value
     return None
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from stockpot.doctor.exchange import Exchange, Piece
+from stockpot.doctor.exchange import Exchange, Piece, start_of
 from stockpot.doctor.readers.body import Body, parameters_of, pieces_of, shape_of
 
 _VLLM = re.compile(
@@ -51,7 +51,8 @@ def exchange_of_log(line: bytes, file: str, number: int, year: int) -> Exchange 
             file=file,
             line=number,
             shape=shape,
-            pieces=pieces_of(body, shape, None),
+            pieces=(pieces := pieces_of(body, shape, None)),
+            start=start_of(pieces),
             model=body.model or "",
             provider="llama-server",
             parameters=parameters_of(body),

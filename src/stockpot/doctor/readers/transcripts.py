@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw
 
-from stockpot.doctor.exchange import Exchange, Piece, Usage
+from stockpot.doctor.exchange import Exchange, Piece, Usage, start_of
 from stockpot.doctor.readers.line import Line, UsageJson, time_of, usage_of
 
 _THREADS_MAX = 1_000
@@ -102,7 +102,8 @@ class Transcripts:
                 file=file,
                 line=number,
                 shape="anthropic",
-                pieces=tuple(thread.pieces),
+                pieces=(pieces := tuple(thread.pieces)),
+                start=start_of(pieces),
                 model=message.model,
                 provider="anthropic",
                 at_s=time_of(None if line.timestamp is UNSET else line.timestamp),
@@ -143,6 +144,7 @@ class Transcripts:
                 line=number,
                 shape="openai-responses",
                 pieces=prompt,
+                start=start_of(prompt),
                 model=thread.model,
                 provider="openai",
                 at_s=time_of(None if line.timestamp is UNSET else line.timestamp),
