@@ -4,10 +4,14 @@
     locust -f benchmarks/cached-qa/locustfile.py --headless -u 8 -r 4 -t 60s --host http://127.0.0.1:8000 \
         --csv benchmarks/cached-qa/last
 
-Each user asks questions about one handbook; a few are asked again and again (Zipf), the others once. Requests
-are listed by what the server says of them (`x-stockpot-recall`): exact, semantic, miss. One user takes answers
-out by their tag every few seconds, and looks at what the cache holds. The cache is small, so it evicts, too.
+Each user asks questions about one handbook; a few are asked again and again (Zipf), the others once.
+Requests are listed by what the server says of them (`x-stockpot-recall`): exact, semantic, miss. One user
+takes answers out by their tag every few seconds, and looks at what the cache holds. The cache is small, so it
+evicts, too.
 """
+
+# pyright: basic, reportMissingImports=false
+# Locust is in no environment of this project.
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ import itertools
 import random
 from typing import Any
 
-from locust import HttpUser, between, task  # pyright: ignore
+from locust import HttpUser, between, task
 
 HANDBOOK = "You answer from the handbook of a bicycle shop, in one sentence. " + (
     "Goods that are unused may be returned within 30 days. Bells cost 4 euros. Repairs take two days. " * 12

@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stockpot.doctor.exchange import Exchange
+from stockpot.doctor.readers import ahead
+from stockpot.doctor.readers.ahead import read_ahead
 from stockpot.doctor.readers.body import role_of
 from stockpot.doctor.readers.files import ReadCounts, read_files, read_lines
 from stockpot.errors import ConfigurationError
@@ -226,3 +228,21 @@ def test_files_packed_missing_and_unreadable(tmp_path: Path) -> None:
         list(read_files([tmp_path / "b.gz"], counts))
     with pytest.raises(ConfigurationError, match="cannot be read"):
         list(read_files([tmp_path], counts))
+
+
+def test_large_files_are_read_in_a_process_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "_LARGE_BYTES", 1)
+    monkeypatch.setattr(ahead, "usable_processors", lambda: 2)
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join([json.dumps(CHAT), "{wrong", json.dumps(CLAUDE), "log"] * 200))
+    counts, plain = ReadCounts(), ReadCounts()
+    assert list(read_ahead([str(file)], counts)) == list(read_files([file], plain))
+    assert counts == plain
+    assert counts.requests == 400
+    reading = read_ahead([str(file)], ReadCounts())
+    next(reading)
+    reading.close()  # who stops early leaves no process behind
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        list(read_ahead([str(file), str(tmp_path)], ReadCounts()))

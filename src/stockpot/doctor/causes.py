@@ -44,7 +44,10 @@ def _of_tools(found: Break, earlier: Exchange, later: Exchange) -> Cause:
     if sorted(before) == sorted(now):
         if before != now:
             return "tool_reordered"
-        return _of_text(found) or "tool_changed"
+        cause = _of_text(found)
+        # A number in a schema is a bound that was changed.
+        of_schema = cause == "counter" and found.later is not None and found.later.kind == "json"
+        return "tool_changed" if cause is None or of_schema else cause
     if set(before) <= set(now):
         return "tool_added"
     if set(now) <= set(before):

@@ -246,10 +246,13 @@ def _alike(earlier: Exchange, later: Exchange, start: int) -> float:
     count = len(before) - first
     if not count:
         return 0.0
-    if len(now) - start >= count and all(
-        before[first + at].key == now[start + at].key for at in range(count - 1, -1, -1)
-    ):
-        return _SURE if _same_head(earlier, later, start) else 2.0
+    if len(now) - start >= count:
+        shift = start - first
+        for at in range(len(before) - 1, first - 1, -1):  # most often the last ones tell
+            if before[at].key != now[at + shift].key:
+                break
+        else:
+            return _SURE if _same_head(earlier, later, start) else 2.0
     keys = {piece.key for piece in now[start:]}
     shared = sum(piece.key in keys for piece in before[first:])
     alike = shared / count
@@ -263,7 +266,8 @@ def _same_head(earlier: Exchange, later: Exchange, start: int) -> bool:
     """Whether the same stands before both conversations."""
     if earlier.start != start:
         return False
-    return all(earlier.pieces[at].key == later.pieces[at].key for at in range(start))
+    before, now = earlier.pieces, later.pieces
+    return not any(before[at].key != now[at].key for at in range(start))
 
 
 def _words_of(pieces: Iterable[Piece]) -> frozenset[str]:

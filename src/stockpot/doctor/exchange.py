@@ -15,7 +15,7 @@ Shape = Literal["openai-chat", "openai-responses", "anthropic", "completion"]
 PieceKind = Literal["tool", "system", "message"]
 
 
-class Piece(msgspec.Struct, frozen=True, gc=False):
+class Piece(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One tool, system text or message. `path` is where it stood in the body (`messages[3]`), `raw` its
     JSON as it stood there. Two pieces with the same `key` are the same to a model; two with different ones
     may be, too. It is `raw`, but where marks of cache boundaries come and go: there it is of what is read."""
@@ -26,7 +26,7 @@ class Piece(msgspec.Struct, frozen=True, gc=False):
     key: bytes
 
 
-class Usage(msgspec.Struct, frozen=True, gc=False):
+class Usage(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What the provider or the engine counted, as far as it was recorded; `written` is what it cached."""
 
     prompt_tokens: int
@@ -35,7 +35,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     completion_tokens: int | None = None
 
 
-class Exchange(msgspec.Struct, frozen=True, gc=False):
+class Exchange(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One request. `file` and `line` (from 1) tell where it was read. `pieces` are in the order in which the
     model reads them: tools, system, messages. `parameters` are the other fields of the body, in raw JSON,
     that are part of what is cached (tool_choice, thinking, response_format, ...). Labels are "" where nothing
