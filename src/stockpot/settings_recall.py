@@ -70,7 +70,7 @@ class RecallSettings(Section):
         default=None, description="redis:// shared by all nodes; None: SQLite in data_dir"
     )
     capacity_bytes: int = Field(
-        default=2**30, ge=2**20, description="of answers kept; least recently used ones leave"
+        default=2**30, ge=2**16, description="of answers kept; least recently used ones leave"
     )
     memory_bytes: int = Field(default=64 * 2**20, ge=0, description="of them, also kept in memory")
     answer_bytes_max: int = Field(default=2**20, ge=1024, description="longer answers are not kept")

@@ -10,10 +10,13 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from stockpot.context.tokens import EstimatedTokens, TokenCounter
 from stockpot.errors import ConfigurationError, ServerUnreachable
+
+if TYPE_CHECKING:
+    from stockpot.engine.driver import Vocabulary
 
 _COUNTS_MAX = 20_000
 _TIMEOUT_S = 30.0
@@ -81,9 +84,9 @@ class JsonTokens(ExactTokens):
 class GgufTokens(ExactTokens):
     """By the vocabulary of a model file, through the library that runs it; the weights are not read."""
 
-    def __init__(self, name: str, vocabulary: Any) -> None:
+    def __init__(self, name: str, vocabulary: Vocabulary) -> None:
         super().__init__(name)
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
 
     @classmethod
     def of(cls, source: str, cache_dir: Path | None = None) -> GgufTokens:
@@ -104,7 +107,7 @@ class GgufTokens(ExactTokens):
         return cls(located.name, LlamaVocabulary(binding, model))
 
     def _count(self, text: str) -> int:
-        return len(self._vocabulary.encode(text, special=False))
+        return len(self.vocabulary.encode(text, special=False))
 
 
 class ServerTokens(ExactTokens):
