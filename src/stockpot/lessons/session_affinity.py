@@ -21,7 +21,8 @@ from stockpot.context import Context
 from stockpot.lessons.lesson import Lesson, Outcome, Size, Stage, Way, ask, run_alone
 
 WORKERS = 3
-_SESSIONS = 4
+_SESSIONS = 5
+"""Not a multiple of the workers: round robin would send each session to one of them by chance."""
 _ONE_THREAD = {"engine": {"threads": 1}}
 
 
